@@ -1,0 +1,56 @@
+# make demo: both training stages on real digits, samples and their evaluation.   make test: everything that guards the code.
+# Each makes its own virtual environment first; all they need is a Python >= 3.11.
+
+.DELETE_ON_ERROR:
+.PHONY: demo test test-latest lint clean
+
+RUNS ?= runs/demo
+SAMPLES ?= samples
+PIP_QUIET := --quiet --disable-pip-version-check
+ACCEPTS = $(1) -c 'import sys, venv; sys.exit(sys.version_info < (3, $(2)))' >/dev/null 2>&1
+NEWEST := python3.14 python3.13 python3.12 $(shell ls -d $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python 2>/dev/null | sort -rV)
+
+# The first Python that is new enough, python3 before the others.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
+	if $(call ACCEPTS,$$p,11); then echo $$p; break; fi; done)
+LATEST ?= $(shell for p in $(NEWEST); do if $(call ACCEPTS,$$p,12); then echo $$p; break; fi; done)
+
+.venv/run: requirements.txt requirements.lock
+	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found; name one: make PYTHON=/path/to/python3" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install $(PIP_QUIET) -r requirements.txt -c requirements.lock
+	touch $@
+
+.venv/test: .venv/run requirements-dev.txt
+	.venv/bin/python -m pip install $(PIP_QUIET) -r requirements-dev.txt -c requirements.lock
+	touch $@
+
+.venv-latest/test: requirements.txt requirements.lock
+	$(LATEST) -m venv .venv-latest
+	.venv-latest/bin/python -m pip install $(PIP_QUIET) -r requirements.txt pytest -c requirements.lock
+	touch $@
+
+demo: .venv/run
+	.venv/bin/python train.py --config=configs/demo/autoencoder.py --workdir=$(RUNS)/autoencoder
+	.venv/bin/python train.py --config=configs/demo/ldm.py --workdir=$(RUNS)/ldm --config.first_stage=$(RUNS)/autoencoder
+	.venv/bin/python sample.py --model=$(RUNS)/ldm --labels=0-9 --num_samples=100 --batch_size=100 --out=$(SAMPLES)
+	.venv/bin/python -m ldm_jax.cli.evaluate --model=$(RUNS)/autoencoder --out=$(RUNS)/autoencoder/evaluation.json
+	.venv/bin/python -m ldm_jax.cli.evaluate --model=$(RUNS)/ldm --out=$(RUNS)/ldm/evaluation.json
+	@echo "the pictures: $(SAMPLES)/grid.png and $(RUNS)/*/previews/"
+
+lint: .venv/test
+	.venv/bin/python -m ruff check .
+
+test: lint
+	.venv/bin/python -m pytest
+
+# Imports everything and runs one step of each stage under the newest Python found, which has the newest jax.
+test-latest:
+	@if [ -z "$(LATEST)" ]; then echo "no Python >= 3.12 here: nothing to do"; else $(MAKE) --no-print-directory run-latest; fi
+
+.PHONY: run-latest
+run-latest: .venv-latest/test
+	.venv-latest/bin/python -m pytest tests/test_stages.py tests/test_floors.py
+
+clean:
+	rm -rf .venv .venv-latest

@@ -1,0 +1,62 @@
+"""What all experiments share. Untried by itself: every experiment file starts from here and changes the lines that matter."""
+
+from ml_collections import ConfigDict
+
+
+def common() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # of initial parameters, data order and all random draws
+    config.data = dict(source=dict(name="digits"), transforms=(), resolution=32, batch=64)
+    config.optimizer = dict(name="adamw", b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.01, decay="kernels")
+    config.learning_rate = dict(name="cosine", peak=1e-3, warmup=50, steps=1000, end=0.0)
+    config.clip_norm = 1.0  # 0: off
+    config.accumulate = 1  # steps whose gradients are averaged into one update
+    config.ema = dict(decay=0.999)  # 0: off
+    config.init_from = ""  # a run, a step of it, or a bundle to take the first parameters from
+    config.run = dict(  # may change when a run is resumed
+        steps=1000,
+        log_every=50,
+        evaluate_every=500,
+        preview_every=500,
+        preview_images=16,
+        save_every=500,
+        keep_last=2,
+        keep_every=0,
+        best=("", "min"),  # (metric, "min" or "max"): keep the best step too
+        profile_steps=(0, 0),  # [first, last) steps to trace for the profiler
+        reader_threads=2,
+        mesh=dict(data=-1, fsdp=1, tensor=1, fsdp_threshold=65_536, rules=()),
+    )
+    return config
+
+
+def autoencoder() -> ConfigDict:
+    """Stage 1: an autoencoder with a KL bottleneck, no critic and no perceptual loss."""
+    config = common()
+    config.task = "autoencoder"
+    config.model = dict(name="convolutional", width=64, multipliers=(1, 2, 2), blocks=1, attention=(), middle_attention=True,
+                        latent_channels=4, dropout=0.0, dtype="float32", bottleneck=dict(name="kl"))
+    config.loss = dict(pixel="l1", perceptual=0.0, perceptual_weights="", kl=1e-6, codebook=1.0)
+    config.critic = dict(name="none")
+    config.revival = dict(decay=0.99, threshold=0.0, every=50)
+    config.latent_units = dict(images=1024)  # measured at each save
+    return config
+
+
+def ldm() -> ConfigDict:
+    """Stage 2: a class-conditional U-Net on the latents of a first stage."""
+    config = common()
+    config.task = "diffusion"
+    config.first_stage = ""  # a run, a step of it, or a bundle; "pixels" for none
+    config.network = dict(name="unet", time_width=256, dropout=0.0, scale_shift=True, vector="projected", dtype="float32",
+                          levels=(dict(width=64, blocks=2, attention="none", heads=1, depth=1, down="conv"),
+                                  dict(width=128, blocks=2, attention="plain", heads=4, depth=1, down="none")))
+    config.conditioner = dict(name="class", width=64, drop=0.1, into="vector")
+    config.schedule = dict(name="scaled_linear", start=0.0015, end=0.0195, steps=1000)
+    config.prediction = dict(name="v")
+    config.time_input = dict(name="index")
+    config.times = dict(name="uniform")
+    config.weight = dict(name="simple")
+    config.loss = dict(name="l2")
+    config.sampling = dict(sampler=dict(name="dpmpp_2m"), grid=dict(name="trailing"), steps=25, guidance=2.0)
+    return config

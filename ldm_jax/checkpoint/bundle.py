@@ -1,0 +1,212 @@
+"""A model in a folder of its own: model.safetensors + manifest.json. And what kind of checkpoint stands at a path."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from ldm_jax.checkpoint import digests
+from ldm_jax.checkpoint.manifest import Manifest
+from ldm_jax.checkpoint.store import Store
+from ldm_jax.core import trees
+from ldm_jax.core.errors import UserError
+
+WEIGHTS = "model.safetensors"
+PAGE = "manifest.json"
+STEPS = "checkpoints"
+TYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32", "int16": "I16",
+         "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL"}
+
+
+def write_bundle(folder, named: Mapping[str, Any], manifest: Manifest) -> Manifest:
+    """Writes a self-contained model, whole or not at all; one array at a time is brought to the host.
+
+    Args:
+      folder: a local folder that is not there yet, or empty.
+      named: {"model": tree, "first_stage": tree}: pytrees of arrays, whole on this process.
+      manifest: its content digest is set to that of "model", its first stage's path to "" (it is inside).
+
+    Returns:
+      The manifest as written.
+
+    Raises:
+      UserError: a folder that holds something, a remote folder, or an array that safetensors cannot hold.
+    """
+    folder = _local(folder, "written")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not an empty folder: choose another, or remove it")
+    leaves = {f"{name}/{path}": leaf for name, tree in named.items() for path, leaf in trees.paths(tree)}
+    contents = {name: trees.content_digest(tree) for name, tree in named.items()}
+    first = manifest.first_stage
+    manifest = dataclasses.replace(manifest, content_digest=contents.get("model"),
+                                   first_stage=first and dataclasses.replace(first, path=""))
+    partial = folder.parent / f".{folder.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        _write_weights(partial / WEIGHTS, leaves)
+        size, digest = digests.hash_file(partial / WEIGHTS)
+        body = {"manifest": manifest.to_json(), "contents": contents, "weights": {"size": size, "sha256": digest}}
+        digests.write_atomically(partial / PAGE, _page(body))
+        digests.sync_folders(partial)
+        os.rename(partial, folder)
+    except OSError as error:
+        raise UserError(f"{folder} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def _local(folder, done: str) -> pathlib.Path:
+    if not digests.is_local(folder):
+        raise UserError(f"{folder}: a bundle is {done} on a local disk only; copy it")
+    return pathlib.Path(os.path.abspath(folder))
+
+
+def _page(body: dict) -> str:
+    """The one spelling of a manifest.json: its last key is the sha256 of the rest."""
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps(body | {"sha256": digest}, indent=1) + "\n"
+
+
+def _write_weights(path, leaves: Mapping[str, Any]) -> None:
+    """The safetensors layout: u64 header size, JSON header, the arrays in little-endian row-major order, no gaps."""
+    header, offset = {}, 0
+    for name, leaf in leaves.items():
+        kind = np.dtype(leaf.dtype).name
+        if kind not in TYPES:
+            raise UserError(f"{name}: safetensors cannot hold {kind}")
+        end = offset + int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        header[name] = {"dtype": TYPES[kind], "shape": list(leaf.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header | {"__metadata__": {"format": "ldm_jax"}}).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for leaf in leaves.values():
+            file.write(np.ascontiguousarray(np.asarray(leaf)).tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_manifest(folder) -> Manifest:
+    """The manifest of a bundle, without its weights.
+
+    Raises:
+      UserError: no bundle, a manifest.json that was changed, or one of a newer format.
+    """
+    return Manifest.from_json(_read_page(_local(folder, "read"))["manifest"], str(folder))
+
+
+def _read_page(folder: pathlib.Path) -> dict:
+    try:
+        text = (folder / PAGE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no bundle: it has no {PAGE}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder}/{PAGE} cannot be read: {error}") from None
+    try:
+        body = json.loads(text)
+        body.pop("sha256")
+        damaged = body.keys() != {"manifest", "contents", "weights"}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        damaged = True
+    if damaged:
+        raise UserError(f"{folder}/{PAGE} is damaged, or not of a bundle of ldm_jax")
+    if text != _page(body):
+        raise UserError(f"{folder}/{PAGE} was changed after it was written: copy the bundle again")
+    return body
+
+
+def read_bundle(folder) -> tuple[dict[str, Any], Manifest]:
+    """({"model": nested dict of numpy arrays, ...}, manifest) of a bundle, its weights verified byte for byte.
+
+    Raises:
+      UserError: no bundle, a newer format, or a file that is missing or changed.
+    """
+    folder = _local(folder, "read")
+    body = _read_page(folder)
+    manifest = Manifest.from_json(body["manifest"], str(folder))
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"{path} is missing: copy the bundle again")
+    size = path.stat().st_size
+    if size != body["weights"]["size"]:
+        raise UserError(f"{path} has {size} bytes, was written with {body['weights']['size']}: copy the bundle again")
+    if digests.hash_file(path)[1] != body["weights"]["sha256"]:
+        raise UserError(f"{path} was changed after it was written (sha256 differs): copy the bundle again")
+    from safetensors import safe_open
+    found: dict[str, Any] = {name: {} for name in body["contents"]}
+    with safe_open(str(path), framework="numpy") as file:
+        for name in file.keys():
+            *parents, last = name.split("/")
+            place = found
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = file.get_tensor(name)
+    return found, manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What stands at a path. kind "step": step `step` of the store `folder`; kind "bundle": the bundle `folder`."""
+
+    kind: str
+    folder: str
+    step: int | None
+
+
+def kind_of(path) -> str | None:
+    """"run" (a folder with checkpoints/, or that folder itself), "step", "bundle", or None for anything else."""
+    path = epath.Path(path)
+    if (path / STEPS).is_dir():
+        return "run"
+    if (path / PAGE).exists() and (path / WEIGHTS).exists():
+        return "bundle"
+    if path.name.isdigit() and ((path / digests.NAME).exists() or (path / "_CHECKPOINT_METADATA").exists()):
+        return "step"
+    return "run" if path.name == STEPS and path.is_dir() else None
+
+
+def latest_run_step(path) -> tuple[str, int]:
+    """(store folder, newest valid step) of a run, for reading: nothing is renamed.
+
+    Raises:
+      UserError: no run there, no step saved yet, or every step damaged.
+    """
+    path = epath.Path(path)
+    folder = path / STEPS if (path / STEPS).is_dir() else path
+    store = Store(folder, read_only=True)
+    step = store.newest_valid()
+    if step is None:
+        raise UserError(f"{path} has no saved step yet")
+    return str(store.directory), step
+
+
+def open_any(path) -> Found:
+    """Says what stands at a path, after verifying a step's files (a bundle is verified where it is read).
+
+    Raises:
+      UserError: nothing there, nothing of ours, or a damaged step.
+    """
+    kind = kind_of(path)
+    if kind == "run":
+        folder, step = latest_run_step(path)
+        return Found("step", folder, step)
+    path = epath.Path(path)
+    if kind == "step":
+        store = Store(path.parent, read_only=True)
+        store.check(int(path.name))
+        return Found("step", str(store.directory), int(path.name))
+    if kind == "bundle":
+        return Found("bundle", str(path), None)
+    what = "is there, but is none of these" if path.exists() else "does not exist"
+    raise UserError(f"{path} {what}: expected a run folder (with {STEPS}/), one step of it ({STEPS}/<step>), or a bundle "
+                    f"({WEIGHTS} + {PAGE})")

@@ -1,0 +1,175 @@
+"""Each section of a config to the object that it names. `experiment.build` makes all of them, once."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from ldm_jax.config_tree import Problems
+from ldm_jax.core.choose import choose
+from ldm_jax.core.errors import UserError
+from ldm_jax.core.keys import check_seed
+from ldm_jax.data.sources import SOURCES
+from ldm_jax.data.transforms import TRANSFORMS
+from ldm_jax.diffusion.guidance import for_weight
+from ldm_jax.diffusion.loss import LOSSES, Objective
+from ldm_jax.diffusion.prediction import PREDICTIONS, TIME_INPUTS
+from ldm_jax.diffusion.samplers import table_for
+from ldm_jax.diffusion.schedule import SCHEDULES
+from ldm_jax.diffusion.times import TIMES
+from ldm_jax.diffusion.weights import WEIGHTS
+from ldm_jax.models.autoencoder import AUTOENCODERS
+from ldm_jax.models.bottleneck import BOTTLENECKS
+from ldm_jax.models.first_stage import FirstStage
+from ldm_jax.models.unet import LevelSpec, UNet
+from ldm_jax.models.units import unit_of
+from ldm_jax.train.autoencoder_stage import Loss
+from ldm_jax.train.loop import Plan
+from ldm_jax.train.optim import LEARNING_RATES, OPTIMIZERS, Average, finished
+from ldm_jax.train.sharding import Layout
+from ldm_jax.train.steps import Descent
+
+NETWORKS = {"unet": UNet}
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What the data says of itself: image channels, the resolution after the transforms, the number of labels (0: none)."""
+
+    channels: int
+    resolution: int
+    classes: int
+
+
+def open_source(config: Mapping, split: str):
+    """The source of a split, chosen from config.data.source."""
+    return choose(SOURCES, config["data"]["source"], "config.data.source", split=split)
+
+
+def transforms(config: Mapping) -> tuple:
+    return tuple(choose(TRANSFORMS, section, f"config.data.transforms[{i}]", resolution=config["data"]["resolution"])
+                 for i, section in enumerate(config["data"]["transforms"]))
+
+
+def facts_of(config: Mapping, source) -> Facts:
+    return Facts(source.channels, config["data"]["resolution"], source.classes)
+
+
+def whole(value, where: str, least: int = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{where}={value!r}: expected a whole number from {least}")
+    return value
+
+
+def seed_of(config) -> int:
+    check_seed(config["seed"], "config.seed")
+    return config["seed"]
+
+
+def struct_of(kind, section: Mapping, where: str, **given):
+    """A dataclass from a section without a name."""
+    return choose({"it": kind}, {"name": "it"} | dict(section), where, **given)
+
+
+def layout_of(config) -> Layout:
+    return struct_of(Layout, config["run"]["mesh"], "config.run.mesh")
+
+
+def plan_of(config) -> Plan:
+    run = config["run"]
+    for key in ("steps", "log_every", "evaluate_every", "preview_every", "save_every", "keep_last", "keep_every", "reader_threads"):
+        whole(run[key], f"config.run.{key}", 1 if key in ("steps", "keep_last") else 0)
+    first, last = run["profile_steps"]
+    if not 0 <= first <= last:
+        raise UserError(f"config.run.profile_steps={run['profile_steps']}: expected (first, last) with 0 <= first <= last; (0, 0) for none")
+    return Plan(run["steps"], run["log_every"], run["evaluate_every"], run["preview_every"], run["save_every"], (first, last))
+
+
+def descent_of(config) -> Descent:
+    section = config["learning_rate"]
+    if not math.isfinite(section.get("peak", 1.0)) or section.get("peak", 1.0) <= 0:
+        raise UserError(f"config.learning_rate.peak={section['peak']}: expected a number above 0")
+    rate = choose(LEARNING_RATES, section, "config.learning_rate")
+    optimizer = choose(OPTIMIZERS, config["optimizer"], "config.optimizer", learning_rate=rate)
+    average = struct_of(Average, config["ema"], "config.ema", accumulate=config["accumulate"])
+    return Descent(finished(optimizer, config["clip_norm"], config["accumulate"]), rate, average)
+
+
+def check_data(config, problems: Problems) -> None:
+    """The sections that are built again when the data is opened, so that their errors are told with the others."""
+    with problems.noted():
+        whole(config["data"]["resolution"], "config.data.resolution", 1)
+    with problems.noted():
+        transforms(config)
+
+
+def autoencoder_of(config, facts: Facts):
+    section = dict(config["model"])
+    given = {"channels": facts.channels, "resolution": facts.resolution}
+    if "bottleneck" in section:
+        given["bottleneck"] = choose(BOTTLENECKS, section.pop("bottleneck"), "config.model.bottleneck")
+    return choose(AUTOENCODERS, section, "config.model", **given)
+
+
+def first_stage_for(first: FirstStage | None, facts: Facts) -> FirstStage:
+    if first is None:
+        identity = AUTOENCODERS["identity"](channels=facts.channels, resolution=facts.resolution)
+        return FirstStage(identity, unit_of(facts.channels))
+    module = first.module
+    if module.channels != facts.channels:
+        raise UserError(f"config.data: images have {facts.channels} channels, and the first stage was trained on {module.channels}")
+    if facts.resolution % module.factor:
+        low = max(1, facts.resolution // module.factor) * module.factor
+        raise UserError(f"config.data.resolution={facts.resolution}: not divisible by the first stage's factor f={module.factor}; "
+                        f"nearest: {low}, {low + module.factor}")
+    return first
+
+
+def network_of(config, latent_channels: int):
+    section = dict(config["network"])
+    levels = tuple(struct_of(LevelSpec, level, f"config.network.levels[{i}]") for i, level in enumerate(section.pop("levels", ())))
+    return choose(NETWORKS, section, "config.network", levels=levels, out_channels=latent_channels)
+
+
+def loss_of(config) -> Loss:
+    section = dict(config["loss"])
+    weights = section.pop("perceptual_weights", "")
+    loss = struct_of(Loss, section, "config.loss")
+    if loss.perceptual and not weights:
+        raise UserError("config.loss.perceptual is above 0, so config.loss.perceptual_weights must name a file made by "
+                        "python -m ldm_jax.cli.convert lpips")
+    return loss
+
+
+def objective_of(config) -> Objective:
+    parts, problems = {}, Problems()
+    tables = {"schedule": SCHEDULES, "prediction": PREDICTIONS, "time_input": TIME_INPUTS, "times": TIMES, "weight": WEIGHTS,
+              "loss": LOSSES}
+    for name, table in tables.items():
+        with problems.noted():
+            parts[name] = choose(table, config[name], f"config.{name}")
+    with problems.noted("config.times"):
+        if "times" in parts:
+            parts["times"].check(config["data"]["batch"])
+    problems.check()
+    return Objective(**parts)
+
+
+def sampling_of(config, objective: Objective | None) -> Mapping:
+    section = config["sampling"]
+    keys = ("sampler", "grid", "steps", "guidance")
+    if set(section) != set(keys):
+        raise UserError(f"config.sampling: expected the keys {', '.join(keys)}; got {', '.join(section)}")
+    if objective is not None:
+        try:
+            sampling_table(objective, section)
+        except UserError as error:
+            raise UserError(f"config.sampling: {error}") from None
+    return section
+
+
+def sampling_table(objective: Objective, section: Mapping):
+    """(table, guidance) of a sampling section {"sampler", "grid", "steps", "guidance"}."""
+    guidance, columns = for_weight(section["guidance"])
+    table = table_for(objective.schedule, section["steps"], section["sampler"], section["grid"], time_input=objective.time_input,
+                      strength=section.get("strength", 1.0), guidance=columns)
+    return table, guidance

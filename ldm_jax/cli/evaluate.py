@@ -1,0 +1,32 @@
+"""Measures a model on held-out data: python -m ldm_jax.cli.evaluate --model=runs/demo/ldm [--out=evaluation.json]"""
+
+from absl import flags
+
+from ldm_jax.cli import entry
+
+MODEL = flags.DEFINE_string("model", None, "A run folder, one step of it, or a bundle.", required=True)
+OUT = flags.DEFINE_string("out", "", "A JSON file for the numbers; the table is printed in any case.")
+NUMBER = flags.DEFINE_integer("num_samples", 1000, "Samples of a diffusion model, class after class in turn.")
+SEED = flags.DEFINE_integer("seed", 0, "The first sample's seed.")
+SAMPLER = flags.DEFINE_string("sampler", "", "A name or a section; empty: the model's own.")
+STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; the model's own by default.")
+GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance weight; the model's own by default.")
+WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or the raw weights.")
+BATCH = flags.DEFINE_integer("batch_size", 100, "Samples at a time.")
+PROCESSES = entry.process_flags()
+
+
+def main() -> None:
+    from ldm_jax import evaluate, output, pipeline, workdir
+
+    sampling = {"sampler": output.parse_choice(SAMPLER.value), "steps": STEPS.value, "guidance": GUIDANCE.value}
+    request = output.Request(NUMBER.value, SEED.value, batch_size=BATCH.value, sampling=sampling)
+    workdir.initialise(*PROCESSES())
+    model = pipeline.load(MODEL.value, weights=WEIGHTS.value)
+    with entry.progress(request.number, "images") as progress:
+        result = evaluate.evaluate(model, request, progress)
+    print(evaluate.told(result, f"{MODEL.value}: {model.describe()}", OUT.value))
+
+
+if __name__ == "__main__":
+    entry.run(main)

@@ -1,0 +1,19 @@
+"""A self-contained bundle of a run: python -m ldm_jax.cli.export --model=runs/demo/ldm --out=bundle"""
+
+from absl import flags
+
+from ldm_jax.cli import entry
+
+MODEL = flags.DEFINE_string("model", None, "A run folder, one step of it, or a bundle.", required=True)
+OUT = flags.DEFINE_string("out", None, "A folder that is not there yet.", required=True)
+WEIGHTS = flags.DEFINE_string("weights", "ema", "ema, the moving average where the run kept one, or raw.")
+
+
+def main() -> None:
+    from ldm_jax import pipeline
+
+    print(pipeline.export(MODEL.value, OUT.value, WEIGHTS.value))
+
+
+if __name__ == "__main__":
+    entry.run(main)

@@ -1,0 +1,62 @@
+"""Configs as plain trees of dicts, tuples and scalars: read back from JSON, compared, flattened, their errors collected."""
+
+import contextlib
+import json
+from collections.abc import Mapping
+
+from ldm_jax.core.errors import UserError
+
+FREE = ("run",)  # sections that may change when a run is resumed
+
+
+def from_json(config):
+    """A config read from JSON: lists become the tuples they were."""
+    if isinstance(config, Mapping):
+        return {key: from_json(value) for key, value in config.items()}
+    return tuple(from_json(value) for value in config) if isinstance(config, list) else config
+
+
+def differences(saved: Mapping, now: Mapping, free: tuple = FREE, prefix: str = "config") -> list[str]:
+    """The keys in which two configs differ, as JSON sees them, those of free sections left out: "config.seed: 0, now 1"."""
+    found = []
+    for key in sorted(set(saved) | set(now)):
+        name, missing = f"{prefix}.{key}", object()
+        old, new = saved.get(key, missing), now.get(key, missing)
+        if prefix == "config" and key in free:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, (), name)
+        elif old is missing or new is missing:
+            found.append(f"{name}: {'absent, now present' if old is missing else 'present, now absent'}")
+        elif json.dumps(old) != json.dumps(new):
+            found.append(f"{name}: {json.dumps(old)}, now {json.dumps(new)}")
+    return found
+
+
+class Problems:
+    """Collects the errors of a config, so that all are told at once."""
+
+    def __init__(self):
+        self.lines: list[str] = []
+
+    @contextlib.contextmanager
+    def noted(self, where: str = ""):
+        try:
+            yield
+        except UserError as error:
+            line = f"{where}: {error}" if where else str(error)
+            if line not in self.lines:
+                self.lines.append(line)
+
+    def check(self) -> None:
+        if self.lines:
+            raise UserError("\n".join(self.lines))
+
+
+def flat(config: Mapping, prefix: str = "") -> dict:
+    """{"run.mesh.data": -1, ...}"""
+    found = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found

@@ -1,0 +1,57 @@
+"""Trees of arrays: paths, norms, counts, digests."""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def path_of(path) -> str:
+    """A jax key path as "unet/level_0/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def paths(tree) -> list[tuple[str, object]]:
+    """[(path, leaf)] in the tree's order."""
+    return [(path_of(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def map_with_path(function, tree):
+    """Maps function(path, leaf) over a tree, paths as strings."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(path_of(path), leaf), tree)
+
+
+def norm(tree) -> jax.Array:
+    """Euclidean norm over all elements of a tree [], in float32."""
+    squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))
+
+
+def count(tree) -> int:
+    """Number of elements of a tree of arrays or shapes."""
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+
+
+def size_in_bytes(tree) -> int:
+    return sum(int(np.prod(x.shape)) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
+def all_finite(tree) -> jax.Array:
+    """Whether every element of a tree is finite, bool []."""
+    return jnp.all(jnp.asarray([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] or [True]))
+
+
+def select(condition: jax.Array, then, otherwise):
+    """Two trees of one structure, chosen leaf by leaf by one bool []."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), then, otherwise)
+
+
+def content_digest(tree) -> str:
+    """sha256 over sorted (path, dtype, shape, bytes) of a tree of host arrays: the same for every sharding."""
+    total = hashlib.sha256()
+    for path, leaf in sorted(paths(tree), key=lambda item: item[0]):
+        array = np.ascontiguousarray(np.asarray(leaf))
+        total.update(f"{path}\0{array.dtype.name}\0{array.shape}\0".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()

@@ -1,0 +1,149 @@
+"""What happens to an image between its source and a batch: uint8 [H, W, C] in, uint8 [H', W', C] out, numpy and Pillow.
+
+A transform is called with a random generator of its own, or with None for its deterministic form (evaluation). Its
+`version` goes into the data fingerprint: raise it whenever the same input gives other pixels.
+
+Resizing is Pillow's, on uint8 (two passes, each rounded to 8 bits, no gamma). The filter is named, and its support grows
+with the reduction: reducing is always antialiased (for every filter here), enlarging interpolates.
+"""
+
+import dataclasses
+import math
+from typing import ClassVar, Literal
+
+import numpy as np
+from PIL import Image
+
+from ldm_jax.core.errors import UserError
+
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS,
+           "bilinear": Image.Resampling.BILINEAR, "box": Image.Resampling.BOX}
+Filter = Literal["bicubic", "lanczos", "bilinear", "box"]
+PIXEL_LIMIT = 89_478_485  # Pillow's MAX_IMAGE_PIXELS: 256 MiB of RGB; also the limit of what is read from files
+
+
+@dataclasses.dataclass(frozen=True)
+class CropResize:
+    """Resizes the shorter side to `resolution` (antialiased, see above), then crops a square of that side.
+
+    crop: "centre", or "random" (the whole of the longer side is reachable; evaluation takes the centre).
+    enlarge: False refuses images whose shorter side is below `resolution` instead of blurring them up.
+    """
+
+    resolution: int
+    crop: Literal["centre", "random"] = "centre"
+    filter: Filter = "bicubic"
+    enlarge: bool = False
+    name: ClassVar[str] = "crop_resize"
+    version: ClassVar[int] = 1
+
+    def __post_init__(self):
+        _check_side(self.resolution)
+        _check_word("crop", self.crop, ("centre", "random"))
+        _check_word("filter", self.filter, FILTERS)
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        height, width = image.shape[:2]
+        shorter, side = min(height, width), self.resolution
+        if shorter < side and not self.enlarge:
+            raise UserError(f"the image is {width}x{height}, smaller than resolution {side}: choose a smaller resolution, "
+                            f"or write enlarge=True in crop_resize")
+        size = [max(side, round(n * side / shorter)) for n in (height, width)]
+        if size[0] * size[1] > PIXEL_LIMIT:
+            raise UserError(f"the image is {width}x{height}: enlarging its shorter side to {side} gives more than {PIXEL_LIMIT} pixels")
+        resized = resize(image, size[0], size[1], self.filter)
+        if rng is None or self.crop == "centre":
+            top, left = (size[0] - side) // 2, (size[1] - side) // 2
+        else:
+            top, left = (int(rng.random() * (n - side + 1)) for n in size)
+        return resized[top:top + side, left:left + side]
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomResizedCrop:
+    """A random box of `smallest`..1 of the area and aspect `1/aspect`..`aspect` (log-uniform), resized to a square.
+
+    Evaluation takes the largest centred square instead. Boxes that do not fit are drawn again, ten times; then the
+    largest centred square is taken. A box with a side below `resolution` is refused unless `enlarge`.
+    """
+
+    resolution: int
+    smallest: float = 0.25
+    aspect: float = 4 / 3
+    filter: Filter = "bicubic"
+    enlarge: bool = False
+    name: ClassVar[str] = "random_resized_crop"
+    version: ClassVar[int] = 1
+
+    def __post_init__(self):
+        _check_side(self.resolution)
+        _check_word("filter", self.filter, FILTERS)
+        if not 0 < self.smallest <= 1 or not self.aspect >= 1:
+            raise UserError(f"smallest={self.smallest}, aspect={self.aspect}: expected smallest in (0, 1] and aspect >= 1")
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        top, left, high, wide = self._box(image.shape[0], image.shape[1], rng)
+        if min(high, wide) < self.resolution and not self.enlarge:
+            raise UserError(f"a crop of {wide}x{high} of the {image.shape[1]}x{image.shape[0]} image is smaller than resolution "
+                            f"{self.resolution}: raise smallest, choose a smaller resolution, or write enlarge=True in random_resized_crop")
+        return resize(image[top:top + high, left:left + wide], self.resolution, self.resolution, self.filter)
+
+    def _box(self, height: int, width: int, rng) -> tuple[int, int, int, int]:
+        for _ in range(10 if rng is not None else 0):
+            area = height * width * (self.smallest + (1 - self.smallest) * rng.random())
+            ratio = math.exp(math.log(self.aspect) * (2 * rng.random() - 1))
+            wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            down, right = rng.random(), rng.random()
+            if 0 < wide <= width and 0 < high <= height:
+                return int(down * (height - high + 1)), int(right * (width - wide + 1)), high, wide
+        side = min(height, width)
+        return (height - side) // 2, (width - side) // 2, side, side
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+    """Mirrors left and right with a probability. Not for digits, nor where captions say left and right."""
+
+    probability: float = 0.5
+    name: ClassVar[str] = "flip"
+    version: ClassVar[int] = 1
+
+    def __post_init__(self):
+        if not 0 <= self.probability <= 1:
+            raise UserError(f"probability={self.probability}: expected a number from 0 to 1")
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        return image[:, ::-1] if rng is not None and rng.random() < self.probability else image
+
+
+def resize(image: np.ndarray, height: int, width: int, filter: Filter) -> np.ndarray:
+    """uint8 [H, W, C] -> uint8 [height, width, C], C 1 or 3; see the top of the file for how."""
+    if image.shape[:2] == (height, width):
+        return image
+    grey = image.shape[2] == 1
+    pillow = Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image))
+    resized = np.asarray(pillow.resize((width, height), FILTERS[filter]))
+    return resized[..., None] if grey else resized
+
+
+def to_float(image: np.ndarray) -> np.ndarray:
+    """uint8 -> float32 in [-1, 1]: x / 127.5 - 1."""
+    return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def describe(transform) -> dict:
+    """What a transform is, JSON-able, for the fingerprint."""
+    return {"name": transform.name, "version": transform.version} | dataclasses.asdict(transform)
+
+
+def _check_side(resolution: int) -> None:
+    if not 1 <= resolution <= 16384:
+        raise UserError(f"resolution={resolution}: expected 1 to 16384")
+
+
+def _check_word(key: str, word: str, known) -> None:
+    if word not in known:
+        raise UserError(f"{key}={word!r}: expected one of {', '.join(known)}")
+
+
+TRANSFORMS = {"crop_resize": CropResize, "random_resized_crop": RandomResizedCrop, "flip": Flip}

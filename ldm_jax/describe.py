@@ -1,0 +1,138 @@
+"""Pages for people: what a config would train (`dry_run`), and what a checkpoint holds (`page`)."""
+
+import datetime
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from ldm_jax import launch
+from ldm_jax.config_tree import flat
+from ldm_jax.core.errors import UserError
+from ldm_jax.core.keys import base_key
+from ldm_jax.core.trees import count, paths
+from ldm_jax.loading import Opened
+from ldm_jax.train import sharding
+from ldm_jax.train.state import State, abstract_state
+
+
+def dry_run(config: Mapping) -> str:
+    """The page of a config, from shapes and the lowered program alone: nothing is trained, compiled or written.
+
+    Raises:
+      UserError: every error of the config at once.
+    """
+    job = launch.prepare(config)
+    experiment, stage, key = job.experiment, launch.stage_of(job), base_key(job.experiment.seed)
+    state = abstract_state(stage.init, key, job.mesh, experiment.layout)
+    frozen = launch.frozen_of(job)
+    lines = [f"task {experiment.task}, seed {experiment.seed}, batch {experiment.batch}, steps {experiment.plan.steps}", "", "parameters"]
+    lines += _parameters(state.params)
+    lines += ["", "bytes on each device"] + _sizes(state, frozen)
+    lines += ["", f"mesh {dict(job.mesh.shape)} of {job.mesh.devices.size} {job.mesh.devices.flat[0].platform} devices"]
+    lines += _split(state)
+    if experiment.objective:
+        lines += ["", _schedule(experiment.objective.schedule), f"latent {list(experiment.latent_shape)}"]
+    lines += ["", _flops(stage, state, frozen, _batch(job), key, experiment.batch), _rate(experiment)]
+    return "\n".join(lines)
+
+
+def _parameters(params) -> list[str]:
+    """A line for each array: path, shape, count; then the total."""
+    rows = [(path, "x".join(map(str, leaf.shape)) or "scalar", f"{count(leaf):,}") for path, leaf in paths(params)]
+    widths = [max(len(row[i]) for row in rows) if rows else 0 for i in range(3)]
+    lines = [f"  {path:<{widths[0]}}  {shape:>{widths[1]}}  {number:>{widths[2]}}" for path, shape, number in rows]
+    return lines + [f"  {count(params):,} in {len(rows)} arrays"]
+
+
+def _shard_bytes(tree) -> int:
+    return sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _sizes(state: State, frozen) -> list[str]:
+    parts = {"params": state.params, "ema": state.ema, "optimizer": state.optimizer, "extra": state.extra, "frozen": frozen}
+    sizes = {name: _shard_bytes(tree) for name, tree in parts.items() if jax.tree.leaves(tree)}
+    return [f"  {name:<10}{size / 2**20:10.2f} MiB" for name, size in (sizes | {"in all": sum(sizes.values())}).items()]
+
+
+def _split(state: State) -> list[str]:
+    """The arrays of the parameters that are split, with their PartitionSpec."""
+    split = [(path, leaf.sharding.spec) for path, leaf in paths(state.params) if any(leaf.sharding.spec)]
+    return [f"  {path}  {spec}" for path, spec in split] or ["  every parameter whole on every device"]
+
+
+def _schedule(schedule) -> str:
+    alphas, sigmas = schedule.alphas(), schedule.sigmas()
+    picked = [0, schedule.steps // 2, schedule.steps - 1]
+    told = ", ".join(f"t={t}: alpha {alphas[t]:.4g} sigma {sigmas[t]:.4g}" for t in picked)
+    return f"schedule of {schedule.steps} levels; {told}"
+
+
+def _batch(job: launch.Prepared) -> dict:
+    facts, number = job.experiment.facts, job.experiment.batch
+    place = sharding.batch_sharding(job.mesh)
+    shapes = {"image": ((number, facts.resolution, facts.resolution, facts.channels), np.float32)}
+    if facts.classes:
+        shapes["label"] = ((number,), np.int32)
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=place) for name, (shape, dtype) in shapes.items()}
+
+
+def _flops(stage, state, frozen, batch, key, number: int) -> str:
+    cost = jax.jit(stage.step).lower(state, frozen, batch, key).cost_analysis()
+    flops = (cost or {}).get("flops")
+    return f"one step {flops / 1e9:.2f} GFLOP, {flops / 1e9 / number:.3f} an image" if flops else "this backend does not count operations"
+
+
+def _rate(experiment) -> str:
+    steps, rate = experiment.plan.steps, experiment.descent.rate
+    picked = sorted({0, steps // 10, steps // 2, steps - 1})
+    return "learning rate " + ", ".join(f"{float(rate(s // experiment.descent.average.accumulate)):.3g} at step {s}" for s in picked)
+
+
+def page(path) -> str:
+    """A checkpoint explained: task, sizes, latent units, training record, first stage, versions, every array of its parameters."""
+    opened = Opened(path)
+    manifest = opened.manifest
+    lines = [f"{opened.folder}: {manifest.task}, step {manifest.step}, {manifest.parameter_count:,} parameters"]
+    facts = manifest.config["facts"]
+    lines.append(f"images {facts['resolution']}x{facts['resolution']}x{facts['channels']}"
+                 + (f", {facts['classes']} classes" if facts["classes"] else ""))
+    if manifest.latent_units:
+        lines.append("latent units: mean " + _numbers(manifest.latent_units["mean"]) + "; std " + _numbers(manifest.latent_units["std"]))
+    if manifest.first_stage:
+        first = manifest.first_stage
+        lines.append(f"first stage: {first.path or 'inside'}, step {first.step}, digest {first.digest[:12]}")
+    if opened.found.kind == "step":
+        progress = opened.store.record(manifest.step, "progress")
+        data = opened.store.record(manifest.step, "data")["fingerprint"]["source"]
+        spent = datetime.timedelta(seconds=round(progress["seconds"]))
+        lines.append(f"trained on {progress['images']:,} images of {data['name']} ({data['records']:,} records) in {spent}")
+        lines.append(f"saved steps: {', '.join(map(str, opened.store.steps()))}")
+    lines.append("versions: " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
+    lines += ["", "config"] + [f"  {key} = {value}" for key, value in sorted(flat(manifest.config).items())]
+    lines += ["", "parameters"] + _parameters(opened.everything("raw"))
+    return "\n".join(lines)
+
+
+def _numbers(values) -> str:
+    return " ".join(f"{v:.3g}" for v in values)
+
+
+
+
+
+def convert(what: str, trunk: str, heads: str, out: str) -> str:
+    """Converts files of others; `what` is "lpips". Says what was written.
+
+    Raises:
+      UserError: an unknown kind, a missing flag, or a file that is not what it should be.
+    """
+    from ldm_jax.interop.lpips import convert_lpips
+
+    if what != "lpips":
+        raise UserError(f"convert {what!r}: expected one of lpips; as in convert lpips --vgg=FILE --heads=FILE --out=FILE")
+    if not trunk or not out:
+        raise UserError("convert lpips needs --vgg and --out (and --heads, unless the first file holds the heads too)")
+    told = convert_lpips(trunk, heads, out)
+    origin = "the published weights" if told["published"] else "not the published files"
+    return f"{told['out']}: {told['parameters']:,} parameters, {origin}; ignored: {', '.join(told['ignored']) or 'nothing'}"

@@ -1,0 +1,143 @@
+"""The one sampling loop: runs any table, in one compiled program for all samplers, step counts, weights and seeds.
+
+Image i depends on its own key and condition only: its start and the draw of each row come from keys[i] by name.
+The state is float32. Parameters are arguments, never closed over.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax.core.errors import UserError
+from ldm_jax.core.keys import check_seed, key_for, normal_for
+from ldm_jax.core.types import Level, struct
+from ldm_jax.diffusion.guidance import OFF
+from ldm_jax.diffusion.table import Packed, Table, pack
+
+
+@struct
+class State:
+    """Between two rows: the point x [B, ...], the memory (H1, H2, H3) alike, the next row int32 [], typed keys [B]."""
+
+    x: jax.Array
+    memory: tuple[jax.Array, jax.Array, jax.Array]
+    row: jax.Array
+    keys: jax.Array
+
+
+def image_keys(seeds: Sequence[int]) -> jax.Array:
+    """One typed threefry key per image [B]: image i's equals core's base_key(seeds[i]).
+
+    Raises:
+      UserError: a seed outside 0 .. 2^32 - 1.
+    """
+    for i, seed in enumerate(seeds):
+        check_seed(seed, f"seeds[{i}]")
+    return _keys(np.asarray(seeds, np.uint32))
+
+
+@jax.jit
+def _keys(seeds):
+    return jax.vmap(lambda seed: jax.random.key(seed, impl="threefry2x32"))(seeds)
+
+
+def start(table: Table, keys: jax.Array, shape: tuple[int, ...], clean: jax.Array | None = None) -> State:
+    """The state before row 0.
+
+    Args:
+      table: the sampler's; its first row's level is where the sample starts.
+      keys: typed keys [B].
+      shape: of one example, (h, w, c).
+      clean: None to generate, x = gain * noise; or data [B, *shape] in the model's units for image-to-image,
+        x = alpha * clean + sigma * noise at the first level.
+
+    Raises:
+      UserError: keys that are not one axis of typed keys, or clean of another shape.
+    """
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.ndim != 1:
+        raise UserError(f"keys: expected one typed key per image [B] (see image_keys), got {keys.dtype} {list(keys.shape)}")
+    if clean is not None and clean.shape != (len(keys), *shape):
+        raise UserError(f"clean: expected {[len(keys), *shape]}, got {list(clean.shape)}")
+    alpha, sigma = table.level[0] if clean is not None else (0.0, table.gain)
+    x = _noise_at_start(keys, tuple(shape), np.float32(sigma))
+    if clean is not None:
+        x = x + np.float32(alpha) * clean.astype(jnp.float32)
+    return State(x, (jnp.zeros_like(x), jnp.zeros_like(x), jnp.zeros_like(x)), jnp.zeros((), jnp.int32), keys)
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _noise_at_start(keys, shape, scale):
+    return scale * normal_for(jax.vmap(lambda key: key_for(key, "start"))(keys), shape)
+
+
+def advance(denoise: Callable, params, table: Table, state: State, condition=None, guidance=OFF,
+            until: int | None = None) -> State:
+    """Runs the rows from state.row up to `until` (default: to the table's end).
+
+    Any division into pieces runs the same program and the same rows.
+
+    Args:
+      denoise: denoise(params, noisy, level, time [B], condition) -> (clean, noise); hashable, see `Denoiser`.
+      params: its parameters, traced.
+      table: the sampler's, with one guidance column per term of `guidance`.
+      condition: a pytree of [B, ...]; for ClassifierFree a `Guided`.
+      guidance: an object of GUIDANCE.
+
+    Raises:
+      UserError: a table whose guidance columns are not those of `guidance`.
+    """
+    if table.guidance.shape[1] != guidance.terms:
+        raise UserError(f"guidance '{type(guidance).__name__}' reads {guidance.terms} weights a row, the table has "
+                        f"{table.guidance.shape[1]}: build it with with_guidance(table, weight, ...)")
+    until = table.rows if until is None else until
+    return _advance(denoise, guidance, params, pack(table), state, condition, np.asarray(until, np.int32))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _advance(denoise: Callable, guidance, params, table: Packed, state: State, condition: Any, until: jax.Array) -> State:
+    guided = guidance(denoise)
+
+    def run_row(r, carry):
+        x, memory = carry
+        level = Level(table.level[r, 0], table.level[r, 1])
+        time = jnp.full((x.shape[0],), table.time[r])
+        clean, noise = guided(params, x, level, time, condition, table.guidance[r])
+        keys = jax.vmap(lambda key: key_for(key, "row", step=r))(state.keys)
+        z = normal_for(keys, x.shape[1:])
+        after = _weighted(table.u[r], (x, clean, noise, *memory, z))
+        value = _weighted(table.p[r], (x, clean, noise, z))
+        kept = table.keep[r] > 0
+        shifted = zip((value, *memory[:2]), memory)
+        return after, tuple(jnp.where(kept, new, old) for new, old in shifted)
+
+    last = jnp.minimum(until, table.rows)
+    x, memory = jax.lax.fori_loop(state.row, last, run_row, (state.x, state.memory))
+    return State(x, memory, jnp.maximum(last, state.row), state.keys)
+
+
+def _weighted(weights, terms):
+    """Sum of products, element by element: a matrix unit would round weights and points to about 3 digits."""
+    return functools.reduce(jnp.add, [weights[k] * term for k, term in enumerate(terms)])
+
+
+def trajectory(denoise: Callable, params, table: Table, state: State, condition=None, guidance=OFF,
+               every: int = 1) -> Iterator[State]:
+    """`advance` in pieces of `every` rows: the state after each, the last one at the table's end. For progress and pictures."""
+    if every < 1:
+        raise UserError(f"every={every}: expected at least 1 row between two reports")
+    for until in [*range(every, table.rows, every), table.rows]:
+        state = advance(denoise, params, table, state, condition, guidance, until)
+        yield state
+
+
+def sample(denoise: Callable, params, table: Table, shape: tuple[int, ...], keys: jax.Array, condition=None,
+           guidance=OFF) -> jax.Array:
+    """Generates x [B, *shape] float32 at the table's end, in the model's units, not clamped.
+
+    Args: as in `start` and `advance`, which are its two lines; use them for image-to-image and for progress.
+    """
+    return advance(denoise, params, table, start(table, keys, shape), condition, guidance).x

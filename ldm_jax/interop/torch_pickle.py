@@ -1,0 +1,206 @@
+"""The pickled part of a PyTorch file, read without executing anything.
+
+A pickle is a program that names Python objects and calls them. `Restricted` is a `pickle.Unpickler` whose `find_class`
+hands out nothing real: the few names that tensors are made of give our own stand-ins, and every other name gives an
+inert class that takes any arguments, keeps nothing, does nothing, and is reported. There is no switch to load more.
+This is the only module of the package that may import `pickle`.
+"""
+
+import dataclasses
+import io
+import pickle
+import pickletools
+
+import ml_dtypes
+import numpy as np
+
+from ldm_jax.core.errors import UserError
+from ldm_jax.interop.checks import check_shape, elements
+
+PICKLE_LIMIT = 64 * 2**20  # bytes; the pickle of a 4 GB checkpoint with its optimizer is under 2 MB
+
+STORAGES = {
+    "FloatStorage": np.dtype("<f4"), "DoubleStorage": np.dtype("<f8"), "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16), "LongStorage": np.dtype("<i8"), "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"), "CharStorage": np.dtype(np.int8), "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(bool),
+}
+
+
+class StandIn:
+    """What stands for a named object: it cannot be changed by the pickle (BUILD calls __setstate__)."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+    def __setstate__(self, state):
+        raise pickle.UnpicklingError("an allowed name was given a state")
+
+
+class Call(StandIn):
+    """A stand-in that the pickle may call."""
+
+    __slots__ = ()
+
+    def __call__(self, *args):
+        return self.value(*args)
+
+
+class Storage:
+    """A block of numbers in the file: its key, element type and count. Not read yet."""
+
+    __slots__ = ("key", "dtype", "count")
+
+    def __init__(self, key: str, dtype: np.dtype, count: int):
+        self.key, self.dtype, self.count = key, dtype, count
+
+    def __setstate__(self, state):
+        raise pickle.UnpicklingError("a storage was given a state")
+
+
+class Tensor:
+    """A view of a storage: offset, size and stride in elements. Not read yet."""
+
+    __slots__ = ("storage", "offset", "size", "stride")
+
+    def __init__(self, storage, offset, size, stride):
+        self.storage, self.offset, self.size, self.stride = storage, offset, size, stride
+
+    def __setstate__(self, state):
+        """Attributes that were hung on a parameter are of no use here."""
+
+
+class Ordered(dict):
+    """collections.OrderedDict; torch hangs a `_metadata` on it, which is dropped."""
+
+    def __setstate__(self, state):
+        pass
+
+
+class Inert:
+    """In the place of any object that is not a tensor: accepts whatever a pickle does to an object, and does nothing."""
+
+    def __new__(cls, *args, **kwargs):
+        return object.__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+    def __setitem__(self, key, value):
+        pass
+
+    def append(self, value):
+        pass
+
+    extend = add = append
+
+    def __call__(self, *args, **kwargs):
+        return self
+
+
+def rebuild_tensor(storage, offset, size, stride, *rest) -> Tensor:
+    """torch._utils._rebuild_tensor_v2; every number is checked here, before anything is allocated."""
+    if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
+        raise pickle.UnpicklingError("a tensor is not a view of a storage")
+    numbers = (offset, *size, *stride)
+    if any(type(n) is not int or n < 0 or n >= 2**62 for n in numbers) or len(size) != len(stride) or len(size) > 32:
+        raise pickle.UnpicklingError(f"a tensor has offset {offset}, size {size}, stride {stride}")
+    check_shape(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride))
+    if elements(size) and (last >= storage.count or elements(size) > storage.count):
+        raise pickle.UnpicklingError(f"a tensor of size {size} does not fit its storage of {storage.count} elements")
+    return Tensor(storage, offset, size, stride)
+
+
+def rebuild_parameter(data, *rest):
+    """torch._utils._rebuild_parameter: the tensor it wraps."""
+    return data
+
+
+ALLOWED = {("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor, ("torch._utils", "_rebuild_parameter"): rebuild_parameter}
+
+
+class Restricted(pickle.Unpickler):
+    """See the module's first lines. `blocked` gathers the names that were asked for and not given, `storages` all blocks."""
+
+    def __init__(self, data: bytes):
+        super().__init__(io.BytesIO(data), encoding="utf-8")
+        self.blocked: dict[str, None] = {}
+        self.storages: dict[str, Storage] = {}
+
+    def find_class(self, module: str, name: str):
+        if (module, name) in ALLOWED:
+            return Call(ALLOWED[module, name])
+        if (module, name) == ("collections", "OrderedDict"):
+            return Call(Ordered)
+        if module == "torch" and name in STORAGES:
+            return StandIn(STORAGES[name])
+        if module == "torch" and name == "Size":
+            return Call(tuple)
+        if module == "torch._utils" or module == "torch.storage" or module == "torch" and name.endswith("Storage"):
+            raise pickle.UnpicklingError(f"tensors of the kind {module}.{name} are not read; save them as plain dense tensors")
+        self.blocked[f"{module}.{name}"] = None
+        return type("Inert", (Inert,), {})
+
+    def persistent_load(self, pid):
+        parts = pid if isinstance(pid, tuple) else ()
+        if len(parts) not in (5, 6) or parts[0] != "storage" or not isinstance(parts[1], StandIn):
+            raise pickle.UnpicklingError(f"unknown persistent object {str(pid)[:80]!r}")
+        _, kind, key, _, count, *view = parts
+        if not isinstance(kind.value, np.dtype) or not isinstance(key, str) or type(count) is not int or not 0 <= count < 2**62:
+            raise pickle.UnpicklingError("a storage without key, element type or count")
+        if view and view[0] is not None:
+            raise pickle.UnpicklingError("views of storages (before PyTorch 0.4) are not read; save it again with a current torch")
+        storage = Storage(key, kind.value, count)
+        first = self.storages.setdefault(key, storage)
+        if (first.dtype, first.count) != (storage.dtype, storage.count):
+            raise pickle.UnpicklingError(f"storage {key[:40]!r} has two sizes or element types")
+        return first
+
+
+@dataclasses.dataclass(frozen=True)
+class Pickled:
+    """What one pickle held: its object, the names that were blocked, and every storage it mentions, by key."""
+
+    value: object
+    blocked: tuple[str, ...]
+    storages: dict[str, Storage]
+
+
+def load(data: bytes, path) -> Pickled:
+    """The object of the pickle that `data` begins with.
+
+    Raises:
+      UserError: damaged, larger than 64 MiB, or made to exhaust memory.
+    """
+    if len(data) > PICKLE_LIMIT:
+        raise UserError(f"{path}: refused: its pickle is {len(data)} bytes, more than {PICKLE_LIMIT}: objects, not tensors")
+    reader = Restricted(data[: measure(data, path)])
+    try:
+        return Pickled(reader.load(), tuple(reader.blocked), reader.storages)
+    except Exception as error:  # a hostile pickle can raise anything from inside the unpickler
+        raise UserError(f"{path}: refused: {type(error).__name__}: {str(error)[:200]}") from None
+
+
+def measure(data: bytes, path) -> int:
+    """Length in bytes of the pickle that `data` begins with; its opcodes are read, none is run.
+
+    A memo index is an allocation in the C unpickler (one opcode of 5 bytes can ask for 32 GB): more than the pickle has
+    bytes is refused.
+    """
+    try:
+        for opcode, argument, position in pickletools.genops(io.BytesIO(data)):
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
+                raise UserError(f"{path}: refused: memo index {argument} in a pickle of {len(data)} bytes")
+            if opcode.name == "STOP":
+                return position + 1
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: damaged pickle: {str(error)[:200]}") from None
+    raise UserError(f"{path}: damaged pickle: no end")

@@ -1,0 +1,251 @@
+"""One training run on any number of hosts: open its workdir, its data and its state, hand them to the loop."""
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from ldm_jax import choices, pipeline
+from ldm_jax import experiment as ex
+from ldm_jax.checkpoint.digests import write_atomically
+from ldm_jax.checkpoint.manifest import Manifest
+from ldm_jax.checkpoint.store import Store
+from ldm_jax.config_tree import Problems, from_json
+from ldm_jax.core.errors import UserError
+from ldm_jax.core.keys import base_key, key_for
+from ldm_jax.core.trees import count, map_with_path, paths
+from ldm_jax.data.batches import check_fingerprint, fingerprint, in_order, stream
+from ldm_jax.loading import LoadedFirstStage, Opened, load_first_stage
+from ldm_jax.models.units import measure_units
+from ldm_jax.train import loop, sharding
+from ldm_jax.train.report import Report, say
+from ldm_jax.train.state import State, abstract_state, born_sharded, from_items, to_items
+from ldm_jax.workdir import CONFIG, open_workdir, refuse_changes, same_everywhere
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A config with all that it names opened: data, first stage, choices, mesh."""
+
+    config: Mapping
+    experiment: ex.Experiment
+    mesh: Mesh
+    source: Any
+    held_out: Any
+    transforms: tuple
+    first: LoadedFirstStage | None
+    perceptual: Any
+
+
+def prepare(config: Mapping) -> Prepared:
+    """Opens and checks everything before anything is compiled or written.
+
+    Raises:
+      UserError: all errors of the config, the data and the first stage, one line each.
+    """
+    ex.check_keys(config)
+    problems = Problems()
+    source = held_out = first = mesh = perceptual = None
+    with problems.noted():
+        source, held_out = choices.open_source(config, "train"), choices.open_source(config, "test")
+    with problems.noted():
+        mesh = sharding.make_mesh(choices.layout_of(config))
+        sharding.check_batch(config["data"]["batch"], mesh)
+    if config["task"] == "diffusion" and config["first_stage"] != "pixels":
+        with problems.noted("config.first_stage"):
+            if not config["first_stage"]:
+                raise UserError('it must name a first stage: a run of stage 1, a step of it, a bundle, or "pixels"')
+            first = load_first_stage(config["first_stage"], sharding.make_mesh())
+    if config["task"] == "autoencoder" and config["loss"].get("perceptual") and config["loss"].get("perceptual_weights"):
+        from ldm_jax.models.perceptual import load_lpips
+
+        with problems.noted("config.loss.perceptual_weights"):
+            perceptual = load_lpips(config["loss"]["perceptual_weights"])
+    facts = choices.facts_of(config, source) if source is not None else choices.Facts(3, config["data"]["resolution"], 2)
+    experiment = None
+    with problems.noted():
+        experiment = ex.build(config, facts, first and first.stage)
+    problems.check()
+    return Prepared(config, experiment, mesh, source, held_out, choices.transforms(config), first, perceptual)
+
+
+def stage_of(job: Prepared):
+    draw = functools.partial(preview_samples, job.experiment) if job.experiment.task == "diffusion" else None
+    return job.experiment.stage(draw, job.perceptual[0] if job.perceptual else None)
+
+
+def preview_samples(experiment: ex.Experiment, params, frozen, batch, key):
+    """Samples with the batch's conditions; image i has seed i, as `sample.py --seed=0` would give it."""
+    table, guidance = choices.sampling_table(experiment.objective, experiment.sampling)
+    number = batch["image"].shape[0]
+    told = experiment.conditioner.apply({"params": params["conditioner"]}, batch, None)
+    if guidance.terms:
+        told = pipeline.Guided(told, experiment.conditioner.apply({"params": params["conditioner"]}, number, method="null"))
+    latent = pipeline.latents(experiment, params, table, guidance, pipeline.image_keys(range(number)), told)
+    return experiment.first_stage.decode(frozen["first_stage"], latent)
+
+
+def frozen_of(job: Prepared) -> dict:
+    """The trees that are passed to every step and never trained, on every device."""
+    frozen = {}
+    if job.experiment.task == "diffusion":
+        frozen["first_stage"] = job.first.params if job.first else {}
+    if job.perceptual:
+        frozen["perceptual"] = jax.device_put(job.perceptual[1], sharding.replicated(job.mesh))
+    return frozen
+
+
+def train(config: Mapping, workdir: str) -> State:
+    """Trains to config.run.steps, from the newest valid step of the workdir if there is one.
+
+    Raises:
+      UserError: a bad config, data, first stage or workdir; what is in the workdir is left as it is.
+    """
+    job = prepare(config)
+    folder = open_workdir(workdir, config)
+    run, experiment = config["run"], job.experiment
+    stage, key = stage_of(job), base_key(experiment.seed)
+    best = tuple(run["best"]) if run["best"][0] else None
+    with Store(folder / "checkpoints", keep_last=run["keep_last"], keep_every=run["keep_every"], best=best) as store:
+        state, seconds = open_state(job, store, stage, key)
+        first = int(state.step)
+        same_everywhere({"config": {k: v for k, v in config.items() if k != "run"}, "step": first, "data": job_fingerprint(job)})
+        if jax.process_index() == 0:
+            write_atomically(folder / CONFIG, json.dumps(config, indent=1) + "\n")
+        report = Report(folder, first, experiment.plan.steps, experiment.batch)
+        say(f"{config['task']}: {count(state.params):,} parameters, batch {experiment.batch} on {job.mesh.devices.size} "
+            f"{jax.devices()[0].platform} devices, steps {first} to {experiment.plan.steps}, in {folder}")
+        saver = Saver(job, store, folder, seconds)
+        try:
+            state = loop.run(stage, state, frozen_of(job), loop_job(job, report, saver, key, first))
+        finally:
+            store.wait()
+            report.close()
+    return state
+
+
+def loop_job(job: Prepared, report: Report, saver: "Saver", key, first: int) -> loop.Run:
+    config, experiment = job.config, job.experiment
+    rows = sharding.local_rows(job.mesh, experiment.batch)
+    options = {"batch": experiment.batch, "rows": rows, "resolution": config["data"]["resolution"],
+               "threads": config["run"]["reader_threads"]}
+    batches = stream(job.source, job.transforms, seed=experiment.seed, start=first, **options)
+
+    def held_out():
+        return (sharding.place(batch, job.mesh) for batch in in_order(job.held_out, job.transforms, **options))
+
+    return loop.Run(plan=experiment.plan, batches=(sharding.place(batch, job.mesh) for batch in batches), held_out=held_out,
+                    preview_batch=preview_batch(job), save=saver, report=report, key=key, seed=experiment.seed)
+
+
+def preview_batch(job: Prepared) -> dict | None:
+    """The first held-out images, as many as config.run.preview_images rounded up to the mesh, as one global batch."""
+    ways = job.mesh.shape["data"] * job.mesh.shape["fsdp"]
+    wanted = min(job.config["run"]["preview_images"], len(job.held_out))
+    if not wanted or not job.experiment.plan.preview_every:
+        return None
+    size = -(-wanted // ways) * ways
+    rows = sharding.local_rows(job.mesh, size)
+    batch = next(in_order(job.held_out, job.transforms, batch=size, rows=rows, resolution=job.config["data"]["resolution"]))
+    return sharding.place(batch, job.mesh)
+
+
+class Saver:
+    """Saves a state with the records that explain it."""
+
+    def __init__(self, job: Prepared, store: Store, folder: epath.Path, seconds: float):
+        self.job, self.store, self.folder = job, store, folder
+        self.before, self.began = seconds, time.monotonic()
+        self.encode = jax.jit(self._drawn)
+
+    def __call__(self, state: State, step: int, metrics: Mapping[str, float]) -> None:
+        job, experiment = self.job, self.job.experiment
+        reference = job.first.reference(self.folder) if job.first else None
+        manifest = Manifest(task=experiment.task, config=job.config | {"facts": dataclasses.asdict(experiment.facts)},
+                            parameter_count=count(state.params), step=step, first_stage=reference, latent_units=self.units(state))
+        progress = {"step": step, "images": step * experiment.batch, "seconds": round(self.before + time.monotonic() - self.began, 1)}
+        records = {"data": {"next": step, "fingerprint": job_fingerprint(job)}, "progress": progress, "manifest": manifest.to_json()}
+        self.store.save(step, to_items(state), records, metrics)
+
+    def _drawn(self, params, image, number):
+        """Raw latents as the diffusion side is given them: posterior draws for KL, with keys that are the same at every save."""
+        keys = key_for(base_key(self.job.experiment.seed), "units", step=number, example=jnp.arange(image.shape[0]))
+        return self.job.experiment.autoencoder.apply({"params": params}, image, keys, method="encode")
+
+    def units(self, state: State) -> dict | None:
+        """The latent units of a first stage, over the first images of the training split, with the weights that inference uses."""
+        job = self.job
+        if job.experiment.task != "autoencoder":
+            return None
+        params = state.params if state.ema is None else state.ema
+        number = min(job.config["latent_units"]["images"], len(job.source))
+        options = {"batch": job.experiment.batch, "rows": sharding.local_rows(job.mesh, job.experiment.batch)}
+        batches = in_order(job.source, job.transforms, count=number, resolution=job.config["data"]["resolution"], **options)
+        placed = (sharding.place(batch, job.mesh) for batch in batches)
+        pairs = ((loop.fetch(self.encode(params, batch["image"], n)), loop.fetch(batch["weight"])) for n, batch in enumerate(placed))
+        common = getattr(getattr(job.experiment.autoencoder, "bottleneck", None), "common_unit", False)
+        return measure_units(pairs, common).to_json()
+
+
+def job_fingerprint(job: Prepared) -> dict:
+    return fingerprint(job.source, seed=job.experiment.seed, batch=job.experiment.batch, transforms=job.transforms)
+
+
+def open_state(job: Prepared, store: Store, stage, key) -> tuple[State, float]:
+    """The newest valid state of the run, or a new one; and the seconds trained before."""
+    layout = job.experiment.layout
+    step = store.newest_valid()
+    if step is None:
+        state = born_sharded(stage.init, key, job.mesh, layout)
+        if job.config["init_from"]:
+            state = initialised_from(job, state)
+        return state, 0.0
+    manifest = Manifest.from_json(store.record(step, "manifest"), f"the manifest of step {step}")
+    config = from_json(manifest.config)
+    config.pop("facts")
+    refuse_changes(config, job.config, store.directory.parent)
+    if job.first and manifest.first_stage.digest != job.first.digest:
+        raise UserError(f"the first stage {job.config['first_stage']} has changed since this run began: its parameters have the "
+                        f"digest {job.first.digest[:12]}, and had {manifest.first_stage.digest[:12]}. Name the old step of it, "
+                        "or start another workdir")
+    data = store.record(step, "data")
+    check_fingerprint(data["fingerprint"], job_fingerprint(job))
+    abstract = to_items(abstract_state(stage.init, key, job.mesh, layout))
+    state = from_items({name: store.restore(step, name, tree) for name, tree in abstract.items()})
+    say(f"resumed from step {step} of {store.directory.parent}")
+    state = dataclasses.replace(state, bad=jax.device_put(state.bad, sharding.replicated(job.mesh)))
+    return state, store.record(step, "progress")["seconds"]
+
+
+def initialised_from(job: Prepared, state: State) -> State:
+    """The new state with the parameters of another model in it, of the same task.
+
+    Raises:
+      UserError: parameters there that this model has not, or of another shape.
+    """
+    source = job.config["init_from"]
+    opened = Opened(source)
+    if opened.manifest.task != job.config["task"]:
+        raise UserError(f"config.init_from={source}: it is of task {opened.manifest.task}, this run of {job.config['task']}")
+    given, wanted = dict(paths(opened.everything("ema"))), dict(paths(state.params))
+    wrong = [f"{path} {list(leaf.shape)}, here {list(wanted[path].shape) if path in wanted else 'absent'}" for path, leaf in given.items()
+             if path not in wanted or wanted[path].shape != leaf.shape]
+    if wrong:
+        raise UserError(f"config.init_from={source}: {len(wrong)} of its parameters do not fit: {'; '.join(wrong[:5])}")
+    new = sorted(wanted.keys() - given.keys())
+    say(f"parameters from {source}: {len(given)} arrays" + (f"; new: {', '.join(new)}" if new else "; none new"))
+
+    def placed(path, leaf):
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda i: np.asarray(given[path])[i]) if path in given else leaf
+
+    params = map_with_path(placed, state.params)
+    ema = None if state.ema is None else map_with_path(placed, state.ema)
+    return dataclasses.replace(state, params=params, ema=ema)

@@ -1,0 +1,134 @@
+"""Opening checkpoints: what stands at a path, its parameters on the devices, and a first stage with proof that it is the same."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from ldm_jax import choices
+from ldm_jax import experiment as ex
+from ldm_jax.checkpoint import manifest as manifests
+from ldm_jax.checkpoint.bundle import open_any, read_bundle
+from ldm_jax.checkpoint.items import compare
+from ldm_jax.checkpoint.manifest import Manifest
+from ldm_jax.checkpoint.store import Store
+from ldm_jax.config_tree import from_json
+from ldm_jax.core.errors import UserError
+from ldm_jax.core.keys import base_key
+from ldm_jax.core.trees import content_digest, paths
+from ldm_jax.models.first_stage import FirstStage
+from ldm_jax.models.units import LatentUnits
+from ldm_jax.train.sharding import replicated
+
+
+class Opened:
+    """A checkpoint at a path, verified: its manifest, and its parameters by shape."""
+
+    def __init__(self, path):
+        self.found = open_any(path)
+        if self.found.kind == "bundle":
+            self.trees, self.manifest = read_bundle(self.found.folder)
+        else:
+            self.store = Store(self.found.folder, read_only=True)
+            self.manifest = Manifest.from_json(self.store.record(self.found.step, "manifest"), f"the manifest of {path}")
+
+    @property
+    def folder(self) -> epath.Path:
+        """The run, or the bundle: what a first stage's path is relative to."""
+        folder = epath.Path(self.found.folder)
+        return folder if self.found.kind == "bundle" else folder.parent
+
+    def params(self, weights: str, abstract, mesh: Mesh):
+        """The parameters on every device of the mesh, strictly of the shapes of `abstract`."""
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract)
+        if self.found.kind == "bundle":
+            return placed(self.trees["model"], abstract, f"the bundle {self.found.folder}")
+        averaged = weights == "ema" and self.manifest.config["ema"]["decay"] > 0
+        return self.store.restore(self.found.step, "ema" if averaged else "params", abstract)
+
+
+    def everything(self, weights: str):
+        """The parameters as nested dicts of host arrays, whatever their model."""
+        if self.found.kind == "bundle":
+            return self.trees["model"]
+        averaged = weights == "ema" and self.manifest.config["ema"]["decay"] > 0
+        name = "ema" if averaged else "params"
+        return jax.device_get(self.store.restore(self.found.step, name, self.store.stored(self.found.step, name)))
+
+
+def placed(tree, abstract, where: str):
+    """Host arrays onto the shardings of `abstract`, after a strict comparison of paths, shapes and dtypes."""
+    compare(dict(paths(tree)), dict(paths(abstract)), where)
+    return jax.tree.map(lambda a, x: jax.make_array_from_callback(a.shape, a.sharding, lambda index: x[index]), abstract, tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedFirstStage:
+    """A first stage with its parameters, and what a diffusion model's manifest says of it."""
+
+    stage: FirstStage
+    params: Any
+    digest: str
+    manifest: Manifest
+    folder: epath.Path
+
+    def reference(self, run) -> manifests.FirstStage:
+        """The reference that a model trained in the folder `run` keeps."""
+        return manifests.FirstStage(manifests.relative_path(self.folder, run), self.manifest.step, self.digest, self.manifest.config,
+                                    self.manifest.latent_units)
+
+
+def load_first_stage(path, mesh: Mesh, weights: str = "ema") -> LoadedFirstStage:
+    """The autoencoder of a stage 1 run, a step of it, or a bundle.
+
+    Raises:
+      UserError: it is no first stage, or its latent units were not measured.
+    """
+    opened = path if isinstance(path, Opened) else Opened(path)
+    manifest = opened.manifest
+    if manifest.task != "autoencoder":
+        raise UserError(f"{path}: a first stage is a model of task autoencoder; this one is {manifest.task}")
+    if manifest.latent_units is None:
+        raise UserError(f"{path}: its latent units were never measured; train it on, for one step at least")
+    stage, abstract = _first_stage_parts(manifest.config, manifest.latent_units)
+    params = opened.params(weights, abstract, mesh)
+    return LoadedFirstStage(stage, params, content_digest(jax.device_get(params)), manifest, opened.folder)
+
+
+def _first_stage_parts(config: Mapping, units: Mapping) -> tuple[FirstStage, Any]:
+    config = from_json(config)
+    facts = choices.Facts(**config.pop("facts"))
+    experiment = ex.build(config, facts)
+    abstract = jax.eval_shape(lambda key: experiment.stage().init(key).params, base_key(0))
+    return FirstStage(experiment.autoencoder, LatentUnits.from_json(dict(units))), abstract
+
+
+def trained_on(opened: Opened, mesh: Mesh) -> LoadedFirstStage | None:
+    """The first stage that a diffusion model was trained on; None for diffusion in pixels.
+
+    Raises:
+      UserError: it is gone, or is not what it was: the files that differ are named.
+    """
+    reference = opened.manifest.first_stage
+    if reference is None:
+        return None
+    if opened.found.kind == "bundle":
+        stage, abstract = _first_stage_parts(reference.config, reference.latent_units)
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract)
+        params = placed(opened.trees["first_stage"], abstract, f"the first stage in {opened.folder}")
+        return LoadedFirstStage(stage, params, reference.digest, opened.manifest, opened.folder)
+    folder = epath.Path(os.path.normpath(str(opened.folder / reference.path)))
+    step = folder / "checkpoints" / str(reference.step)
+    try:
+        first = load_first_stage(step if (folder / "checkpoints").exists() else folder, mesh)
+    except UserError as error:
+        raise UserError(f"{opened.folder} was trained on step {reference.step} of the first stage {folder}: {error}") from None
+    if first.digest != reference.digest or first.manifest.latent_units != reference.latent_units:
+        what = "parameters" if first.digest != reference.digest else "latent units"
+        raise UserError(f"the first stage {step} has changed since {opened.folder} was trained on it: its {what} differ "
+                        f"(digest {first.digest[:12]}, was {reference.digest[:12]}). Put the old one back, or train anew")
+    return first

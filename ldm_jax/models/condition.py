@@ -1,0 +1,94 @@
+"""Conditioners: from the fields of a batch to a Condition, each with its own null and its rate of dropping.
+
+A conditioner is a linen module: the call, (fields, drop) -> Condition; `null(count)`, the condition of `count` examples
+that are told nothing; `check(fields)`, on the host, before the device sees them; `drop`, the rate at which training
+replaces an example's condition by the null (Ho and Salimans 2022); `fields`, the names of the batch fields it reads.
+"""
+
+from typing import ClassVar, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax.core.errors import UserError
+from ldm_jax.core.types import Condition
+
+PLACES = ("vector", "tokens")
+
+
+class Unconditional(nn.Module):
+    """Tells nothing; has no parameters."""
+
+    fields: ClassVar[tuple[str, ...]] = ()
+    drop: ClassVar[float] = 0.0
+
+    def __call__(self, fields: dict, drop=None) -> Condition:
+        return Condition()
+
+    def null(self, count: int) -> Condition:
+        return Condition()
+
+    def check(self, fields: dict) -> None:
+        """Nothing is needed, so nothing can be wrong."""
+
+
+class ClassConditioner(nn.Module):
+    """A learned vector for each class and one more, the last, for "no class".
+
+    Parameter: embedding [classes + 1, width], standard normal at the start.
+
+    Fields: `into` is "vector" (added to the time embedding) or "tokens" (one token for the transformers). `drop` is the
+    rate of the null in training.
+
+    Raises:
+      UserError: a number out of range, an unknown `into`.
+    """
+
+    classes: int
+    width: int
+    drop: float = 0.1
+    into: Literal["vector", "tokens"] = "vector"
+    fields: ClassVar[tuple[str, ...]] = ("label",)
+
+    def __post_init__(self):
+        if self.classes < 1 or self.width < 1 or not 0.0 <= self.drop <= 1.0:
+            raise UserError(f"classes={self.classes}, width={self.width}, drop={self.drop}: expected at least 1 class (does the data "
+                            f"source have labels?), a width of 1 or above and a rate from 0 to 1")
+        if self.into not in PLACES:
+            raise UserError(f"into={self.into!r}: expected one of {', '.join(PLACES)}")
+        super().__post_init__()
+
+    @nn.compact
+    def of(self, index) -> Condition:
+        """Rows of the table, index int [B] in 0 .. classes; `classes` itself is the null."""
+        table = self.param("embedding", nn.initializers.normal(1.0), (self.classes + 1, self.width), jnp.float32)
+        rows = table[index]
+        return Condition(vector=rows) if self.into == "vector" else Condition(tokens=rows[:, None, :])
+
+    def __call__(self, fields: dict, drop=None) -> Condition:
+        """fields["label"] int [B] in 0 .. classes - 1; drop bool [B], True where an example gets the null, or None."""
+        label = jnp.asarray(fields["label"])
+        return self.of(label if drop is None else jnp.where(drop, self.classes, label))
+
+    def null(self, count: int) -> Condition:
+        """The trained null, `count` times."""
+        return self.of(jnp.full((count,), self.classes, jnp.int32))
+
+    def check(self, fields: dict) -> None:
+        """Checks labels on the host, because on the device a label out of range would silently be another class.
+
+        Raises:
+          UserError: no labels, labels that are not whole numbers, or a label out of range.
+        """
+        if "label" not in fields:
+            raise UserError("label: the class conditioner needs labels; this data or this request has none")
+        label = np.asarray(fields["label"])
+        if label.ndim != 1 or label.dtype.kind not in "iu":
+            raise UserError(f"label: expected whole numbers [B], got {label.dtype} {list(label.shape)}")
+        wrong = label[(label < 0) | (label >= self.classes)]
+        if wrong.size:
+            raise UserError(f"label={wrong[0]}: expected a class from 0 to {self.classes - 1}")
+
+
+CONDITIONERS = {"none": Unconditional, "class": ClassConditioner}

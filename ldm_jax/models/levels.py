@@ -1,0 +1,80 @@
+"""What a U-Net is made of, in words: one spec a level, and one for the middle."""
+
+import dataclasses
+
+from ldm_jax.core.errors import UserError
+
+ATTENTIONS = ("none", "plain", "transformer")
+DOWNS = ("conv", "residual", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class LevelSpec:
+    """One resolution of a U-Net.
+
+    Fields:
+      width: channels. GroupNorm has 32 groups where that leaves 4 channels each, fewer in smaller widths.
+      blocks: residual blocks on the way down; there is one more on the way up.
+      attention: after each block, "none", "plain" self-attention, or a "transformer" that also attends to tokens.
+      heads: attention heads; each is width / heads wide.
+      depth: transformer blocks in one "transformer".
+      down: how the next level is reached and left again: "conv" (convolutions), "residual" (residual blocks that
+        resample), and "none" for the last level and for it alone.
+
+    Raises:
+      UserError: a number below 1, an unknown name, or a width that the heads do not divide.
+    """
+
+    width: int
+    blocks: int
+    attention: str = "none"
+    heads: int = 1
+    depth: int = 1
+    down: str = "conv"
+
+    def __post_init__(self):
+        if self.width < 1 or self.blocks < 1:
+            raise UserError(f"level width={self.width}, blocks={self.blocks}: expected numbers of 1 and above")
+        if self.down not in DOWNS:
+            raise UserError(f"level down={self.down!r}: expected one of {', '.join(DOWNS)}")
+        check_attention(self, self.width, "level")
+
+
+@dataclasses.dataclass(frozen=True)
+class MiddleSpec:
+    """The attention between the two middle blocks; its width is the last level's."""
+
+    attention: str = "none"
+    heads: int = 1
+    depth: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSpec:
+    """What all blocks of a U-Net share: dropout rate, whether time scales and shifts, compute dtype."""
+
+    dropout: float
+    scale_shift: bool
+    dtype: str
+
+
+def check_attention(spec: LevelSpec | MiddleSpec, width: int, where: str) -> None:
+    """Raises UserError: an unknown attention, a depth or a number of heads below 1, or a width that the heads do not divide."""
+    if spec.attention not in ATTENTIONS:
+        raise UserError(f"{where} attention={spec.attention!r}: expected one of {', '.join(ATTENTIONS)}")
+    if spec.heads < 1 or spec.depth < 1:
+        raise UserError(f"{where} heads={spec.heads}, depth={spec.depth}: expected numbers of 1 and above")
+    if spec.attention != "none" and width % spec.heads:
+        fitting = [n for n in range(1, width + 1) if width % n == 0]
+        raise UserError(f"{where} width={width} is not divisible by heads={spec.heads}; "
+                        f"it can have {', '.join(map(str, fitting))} heads")
+
+
+def check_levels(levels: tuple[LevelSpec, ...]) -> None:
+    """Raises UserError: no levels, or a `down` of "none" anywhere but at the last level, or not there."""
+    if not levels or not all(isinstance(level, LevelSpec) for level in levels):
+        raise UserError(f"levels={levels!r}: expected a tuple of at least one LevelSpec")
+    wrong = [i for i, level in enumerate(levels) if (level.down == "none") != (i == len(levels) - 1)]
+    if wrong:
+        wanted = "'none', it is the last" if wrong[0] == len(levels) - 1 else "'conv' or 'residual', it is not the last"
+        raise UserError(f"level {wrong[0]}: down={levels[wrong[0]].down!r}; expected {wanted} of {len(levels)} levels")

@@ -1,0 +1,208 @@
+"""The U-Net of latent diffusion (Dhariwal and Nichol 2021, with the transformers of Rombach et al. 2022).
+
+Parameters: time_{0,2}, vector_{0,2} (a projected vector), conv_in, down_{i}/{block_{j}, attention_{j}, downsample},
+middle/{block_1, attention_1, block_2}, up_{i}/{block_{j}, attention_{j}, upsample}, norm_out, conv_out. Level 0 has the
+finest resolution. A resampling is {conv} or, where the level says "residual", a residual block's parameters.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ldm_jax.core.errors import UserError
+from ldm_jax.core.shapes import expect
+from ldm_jax.core.types import Condition, struct
+from ldm_jax.models.levels import BlockSpec, LevelSpec, MiddleSpec, check_attention, check_levels
+from ldm_jax.nn.attention import PlainAttention
+from ldm_jax.nn.layers import Conv, Dense, GroupNorm, compute_dtype
+from ldm_jax.nn.resample import UNET_PADDING, Downsample, Upsample
+from ldm_jax.nn.residual import TimeResBlock
+from ldm_jax.nn.transformer import SpatialTransformer
+from ldm_jax.ops.embedding import sinusoidal
+from ldm_jax.ops.resample import expect_divisible
+
+VECTORS = ("projected", "added")
+
+
+@struct
+class Told:
+    """What every block is told: time [B, D] float32 (the vector is in it), tokens [B, T, E] and mask bool [B, T], or None."""
+
+    time: jax.Array
+    tokens: jax.Array | None
+    mask: jax.Array | None
+
+
+def _block(spec: BlockSpec, width: int, name: str, resample: str = "none") -> TimeResBlock:
+    return TimeResBlock(width, resample, spec.scale_shift, spec.dropout, spec.dtype, name=name)
+
+
+def _attend(h, told: Told, spec: LevelSpec | MiddleSpec, dtype: str, name: str):
+    """The attention that a spec names, made in the calling module."""
+    if spec.attention == "plain":
+        return PlainAttention(spec.heads, dtype, name=name)(h)
+    if spec.attention == "transformer":
+        return SpatialTransformer(spec.heads, spec.depth, dtype, name=name)(h, told.tokens, told.mask)
+    return h
+
+
+class DownLevel(nn.Module):
+    """h -> (h at the next level's resolution, the maps that the way up reads, finest first)."""
+
+    level: LevelSpec
+    spec: BlockSpec
+
+    @nn.compact
+    def __call__(self, h, told: Told, train: bool):
+        level, spec, kept = self.level, self.spec, []
+        for j in range(level.blocks):
+            h = _block(spec, level.width, f"block_{j}")(h, told.time, train)
+            h = _attend(h, told, level, spec.dtype, f"attention_{j}")
+            kept.append(h)
+        if level.down == "conv":
+            h = Downsample(UNET_PADDING, spec.dtype, name="downsample")(h)
+        elif level.down == "residual":
+            h = _block(spec, level.width, "downsample", "down")(h, told.time, train)
+        return h, kept + ([] if level.down == "none" else [h])
+
+
+class UpLevel(nn.Module):
+    """Reads `kept`, one map a block, last first; `up` is the `down` of the level above, "none" at level 0."""
+
+    level: LevelSpec
+    up: str
+    spec: BlockSpec
+
+    @nn.compact
+    def __call__(self, h, kept, told: Told, train: bool):
+        level, spec = self.level, self.spec
+        for j, skip in enumerate(reversed(kept)):
+            h = _block(spec, level.width, f"block_{j}")(jnp.concatenate([h, skip], axis=-1), told.time, train)
+            h = _attend(h, told, level, spec.dtype, f"attention_{j}")
+        if self.up == "conv":
+            h = Upsample(spec.dtype, name="upsample")(h)
+        elif self.up == "residual":
+            h = _block(spec, level.width, "upsample", "up")(h, told.time, train)
+        return h
+
+
+class Middle(nn.Module):
+    """Block, attention, block at the coarsest resolution."""
+
+    middle: MiddleSpec
+    spec: BlockSpec
+
+    @nn.compact
+    def __call__(self, h, told: Told, train: bool):
+        h = _block(self.spec, h.shape[-1], "block_1")(h, told.time, train)
+        h = _attend(h, told, self.middle, self.spec.dtype, "attention_1")
+        return _block(self.spec, h.shape[-1], "block_2")(h, told.time, train)
+
+
+class UNet(nn.Module):
+    """Noisy latents, a time and a condition -> the network's output, which a prediction kind gives its meaning.
+
+    Fields:
+      levels: one spec a resolution, finest first; the output halves the side len(levels) - 1 times and doubles it back.
+      out_channels: c of the output.
+      time_width: width of the time embedding, 4 times its sinusoidal part (the published nets: 4 times the first width).
+      middle: the middle's attention; None takes the last level's.
+      dropout: rate in the residual blocks, in training.
+      scale_shift: whether time scales and shifts the blocks' second norm, instead of being added before it.
+      vector: how a condition's vector joins the time embedding: "projected" by linear, SiLU, linear, or "added" as it is
+        (it then has time_width features).
+      dtype: what the blocks compute in; the time embedding, norms, softmax and the output are float32.
+
+    Raises:
+      UserError: specs that do not fit together.
+    """
+
+    levels: tuple[LevelSpec, ...]
+    out_channels: int
+    time_width: int
+    middle: MiddleSpec | None = None
+    dropout: float = 0.0
+    scale_shift: bool = False
+    vector: str = "projected"
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        check_levels(self.levels)
+        check_attention(self._middle(), self.levels[-1].width, "middle")
+        compute_dtype(self.dtype)
+        if self.out_channels < 1 or self.time_width < 8 or self.time_width % 8:
+            raise UserError(f"out_channels={self.out_channels}, time_width={self.time_width}: expected at least 1 channel "
+                            f"and a width that is a multiple of 8")
+        if self.vector not in VECTORS:
+            raise UserError(f"vector={self.vector!r}: expected one of {', '.join(VECTORS)}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"dropout={self.dropout}: expected a rate from 0 to below 1")
+        super().__post_init__()
+
+    def _middle(self) -> MiddleSpec:
+        last = self.levels[-1]
+        return self.middle or MiddleSpec(last.attention, last.heads, last.depth)
+
+    @property
+    def factor(self) -> int:
+        """The side of a latent must be a multiple of this."""
+        return 2 ** (len(self.levels) - 1)
+
+    @property
+    def reads_tokens(self) -> bool:
+        return any(spec.attention == "transformer" for spec in (*self.levels, self._middle()))
+
+    @nn.compact
+    def __call__(self, noisy, time, condition: Condition, train: bool = False):
+        """noisy [B, h, w, c], time [B], any numbers -> [B, h, w, out_channels] float32.
+
+        condition.image [B, h, w, k] is concatenated to the channels, tokens are attended to, the vector joins the time.
+
+        Raises:
+          UserError: shapes that do not fit (the nearest sizes that do are named), or tokens where no transformer reads
+            them, or none where one does.
+        """
+        self._check(noisy, time, condition)
+        spec = BlockSpec(self.dropout, self.scale_shift, self.dtype)
+        told = Told(self._time(time, condition.vector), condition.tokens, condition.token_mask)
+        if condition.image is not None:
+            noisy = jnp.concatenate([noisy, condition.image.astype(noisy.dtype)], axis=-1)
+        h = Conv(self.levels[0].width, dtype=self.dtype, name="conv_in")(noisy)
+        kept = [h]
+        for i, level in enumerate(self.levels):
+            h, more = DownLevel(level, spec, name=f"down_{i}")(h, told, train)
+            kept = kept + more
+        h = Middle(self._middle(), spec, name="middle")(h, told, train)
+        for i, level in reversed(list(enumerate(self.levels))):
+            kept, read = kept[:-level.blocks - 1], kept[-level.blocks - 1:]
+            h = UpLevel(level, self.levels[i - 1].down if i else "none", spec, name=f"up_{i}")(h, read, told, train)
+        h = nn.silu(GroupNorm(1e-5, self.dtype, name="norm_out")(h))
+        return Conv(self.out_channels, zero=True, dtype=self.dtype, name="conv_out")(h).astype(jnp.float32)
+
+    def _time(self, time, vector):
+        """The time embedding, with the vector [B, D] in it: [B, time_width] float32."""
+        embedded = Dense(self.time_width, name="time_0")(sinusoidal(time, self.time_width // 4))
+        embedded = Dense(self.time_width, name="time_2")(nn.silu(embedded))
+        if vector is None:
+            return embedded
+        if self.vector == "projected":
+            vector = Dense(self.time_width, name="vector_0")(vector)
+            vector = Dense(self.time_width, name="vector_2")(nn.silu(vector))
+        return embedded + vector.astype(jnp.float32)
+
+    def _check(self, noisy, time, condition: Condition) -> None:
+        batch = expect("noisy", noisy, "B h w c")["B"]
+        expect("time", time, "B", B=batch)
+        expect_divisible("noisy", noisy, self.factor)
+        if condition.image is not None:
+            expect("condition.image", condition.image, "B h w k", B=batch, h=noisy.shape[1], w=noisy.shape[2])
+        if condition.vector is not None:
+            expect("condition.vector", condition.vector, "B D", B=batch, **({"D": self.time_width} if self.vector == "added" else {}))
+        if (condition.tokens is not None) != self.reads_tokens:
+            missing = "none given, but attention='transformer' reads them: use a conditioner that gives tokens, or attention='plain'"
+            unread = "given, but no level reads them: use attention='transformer', or a conditioner that gives a vector"
+            raise UserError(f"condition.tokens: {missing if self.reads_tokens else unread}")
+        if condition.tokens is not None:
+            tokens = expect("condition.tokens", condition.tokens, "B T D", B=batch)["T"]
+            if condition.token_mask is not None:
+                expect("condition.token_mask", condition.token_mask, "B T", B=batch, T=tokens)

@@ -1,0 +1,58 @@
+"""Attention blocks over the positions of a feature map, and over tokens."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from ldm_jax.nn.layers import Dense, GroupNorm
+from ldm_jax.ops.attention import attention, join_heads, split_heads
+
+
+class SpatialAttention(nn.Module):
+    """The first stage's self-attention, one head, with residual: [B, h, w, C] -> the same. Positions are row-major."""
+
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x):
+        width = x.shape[-1]
+        h = GroupNorm(1e-6, self.dtype, name="norm")(x).reshape(x.shape[0], -1, width)
+        q, k, v = (split_heads(Dense(width, dtype=self.dtype, name=name)(h), 1) for name in ("q", "k", "v"))
+        h = Dense(width, dtype=self.dtype, name="proj_out")(join_heads(attention(q, k, v)))
+        return x + h.reshape(x.shape)
+
+
+class PlainAttention(nn.Module):
+    """The U-Net's self-attention (Dhariwal and Nichol 2021), with residual: [B, h, w, C] -> the same.
+
+    `qkv` holds q, then k, then v, heads inside each. The head-major "legacy" order of published files is a permutation
+    of its columns. `proj_out` starts at zero.
+    """
+
+    heads: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x):
+        width = x.shape[-1]
+        h = GroupNorm(1e-5, self.dtype, name="norm")(x).reshape(x.shape[0], -1, width)
+        qkv = jnp.split(Dense(3 * width, dtype=self.dtype, name="qkv")(h), 3, axis=-1)
+        h = join_heads(attention(*(split_heads(part, self.heads) for part in qkv)))
+        h = Dense(width, zero=True, dtype=self.dtype, name="proj_out")(h)
+        return x + h.reshape(x.shape)
+
+
+class TokenAttention(nn.Module):
+    """Attention of x [B, T, D] to `context` [B, S, E], E any width; q, k, v without bias, `to_out` with. No residual.
+
+    mask: bool [B, S], True where a context token counts, or None.
+    """
+
+    heads: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x, context, mask=None):
+        width = x.shape[-1]
+        project = [Dense(width, bias=False, dtype=self.dtype, name=name) for name in ("to_q", "to_k", "to_v")]
+        q, k, v = (split_heads(dense(y), self.heads) for dense, y in zip(project, (x, context, context)))
+        return Dense(width, dtype=self.dtype, name="to_out")(join_heads(attention(q, k, v, mask)))

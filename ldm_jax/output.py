@@ -1,0 +1,138 @@
+"""Sampling from the command line: labels and seeds to a folder of pictures that says how they were made."""
+
+import dataclasses
+import io
+import json
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from etils import epath
+
+from ldm_jax.checkpoint.digests import write_atomically
+from ldm_jax.core.errors import UserError
+from ldm_jax.core.keys import SEED_LIMIT, check_seed
+from ldm_jax.ops.images import make_grid, write_png
+from ldm_jax.pipeline import Model
+
+GRID_LIMIT = 256  # images in grid.png; a larger one is a picture of dots
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked for. Image i has seed `seed` + i and label labels[i mod len]; what is None or empty is the model's own way."""
+
+    number: int = 16
+    seed: int = 0
+    labels: tuple[int, ...] = ()
+    batch_size: int = 16
+    rounding: str = "round"
+    sampling: Mapping = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.number < 1 or self.batch_size < 1:
+            raise UserError(f"--num_samples={self.number}, --batch_size={self.batch_size}: expected whole numbers from 1")
+        check_seed(self.seed, "--seed")
+        if self.seed + self.number - 1 > SEED_LIMIT:
+            raise UserError(f"--seed={self.seed} with {self.number} images: the last seed would be {self.seed + self.number - 1}; "
+                            f"seeds end at {SEED_LIMIT} (2^32 - 1)")
+
+    @property
+    def seeds(self) -> list[int]:
+        return [self.seed + i for i in range(self.number)]
+
+    @property
+    def label_of_each(self) -> list[int] | None:
+        return [self.labels[i % len(self.labels)] for i in range(self.number)] if self.labels else None
+
+
+def parse_labels(text: str) -> tuple[int, ...]:
+    """"0,1,2" or "0-9" or "" -> a tuple of ints."""
+    try:
+        labels: list[int] = []
+        for part in filter(None, text.replace(" ", "").split(",")):
+            low, _, high = part.partition("-") if not part.startswith("-") else (part, "", "")
+            labels += range(int(low), int(high or low) + 1)
+        return tuple(labels)
+    except ValueError:
+        raise UserError(f"--labels={text!r}: expected whole numbers, as 0,1,2 or 0-9") from None
+
+
+def parse_choice(text: str) -> str | dict | None:
+    """A name, or a section as JSON {"name": ..., ...}; None for ""."""
+    if not text.startswith("{"):
+        return text or None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{text}: not JSON: {error}") from None
+
+
+def sample_to(model: Model, request: Request, out: str, progress=None) -> np.ndarray:
+    """Samples, writes 000000.png ..., grid.png, samples.npz and samples.json into `out`, and returns the images.
+
+    Every process computes; process 0 writes. samples.json is written last: a folder without it is not finished.
+
+    Raises:
+      UserError: `out` holds other files than samples, or cannot be written.
+    """
+    folder = _folder(out)
+    sampling = model.sampling(**request.sampling)
+    told = model.condition(request.label_of_each) if request.labels else None
+    images = model.sample(told, seeds=request.seeds, batch_size=request.batch_size, progress=progress, rounding=request.rounding,
+                          **request.sampling)
+    if jax.process_index() == 0:
+        _write(folder, images, request, sampling, model.digest)
+    return images
+
+
+def _folder(out: str) -> epath.Path:
+    if not out:
+        raise UserError("--out is missing; for example --out=samples")
+    folder = epath.Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be made: {error}") from None
+    if any(folder.iterdir()) and not (folder / "samples.json").exists() and not _is_ours(folder):
+        raise UserError(f"--out={out} holds other files; name an empty folder, or one that samples were written to before")
+    return folder
+
+
+def _is_ours(folder: epath.Path) -> bool:
+    """Whether a folder holds only what an interrupted run of this command may have left."""
+    names = [path.name.lstrip(".") for path in folder.iterdir()]
+    return all(name.split(".")[0].isdigit() or name.startswith(("grid.png", "samples.")) for name in names)
+
+
+def _write(folder: epath.Path, images: np.ndarray, request: Request, sampling: Mapping, digest: str) -> None:
+    for old in folder.iterdir():
+        if old.name == "samples.json" or old.suffix == ".png":
+            old.unlink()
+    for i, image in enumerate(images):
+        write_png(folder / f"{i:06d}.png", image)
+    write_png(folder / "grid.png", make_grid(images[:GRID_LIMIT], _columns(request, len(images))))
+    arrays = {"arr_0": images}
+    if request.labels:
+        arrays["arr_1"] = np.asarray(request.label_of_each, np.int64)
+    body = io.BytesIO()
+    np.savez_compressed(body, **arrays)
+    _write_bytes(folder / "samples.npz", body.getvalue())
+    each = [{"file": f"{i:06d}.png", "seed": seed, "condition": {"label": label}} for i, (seed, label) in
+            enumerate(zip(request.seeds, request.label_of_each or [None] * len(images)))]
+    page = {"model_digest": digest, **sampling, "rounding": request.rounding, "images": each}
+    write_atomically(folder / "samples.json", json.dumps(page, indent=1) + "\n")
+
+
+def _columns(request: Request, number: int) -> int | None:
+    """One column for each label where that makes a readable grid."""
+    columns = len(request.labels)
+    return columns if 2 < columns <= 20 and columns <= number else None
+
+
+def _write_bytes(path: epath.Path, data: bytes) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(data)
+    partial.rename(path)
+
+

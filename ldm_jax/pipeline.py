@@ -1,0 +1,234 @@
+"""The Python API: `load` a trained model, then encode, decode and sample with it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ldm_jax import choices
+from ldm_jax import experiment as ex
+from ldm_jax.checkpoint.bundle import write_bundle
+from ldm_jax.checkpoint.manifest import Manifest
+from ldm_jax.config_tree import from_json
+from ldm_jax.core.errors import UserError
+from ldm_jax.core.keys import base_key
+from ldm_jax.core.trees import content_digest, count
+from ldm_jax.core.types import Condition
+from ldm_jax.diffusion.guidance import Guided
+from ldm_jax.diffusion.prediction import denoiser
+from ldm_jax.diffusion.sample import advance, image_keys, start
+from ldm_jax.loading import Opened, load_first_stage, trained_on
+from ldm_jax.models.first_stage import FirstStage
+from ldm_jax.ops.images import from_uint8, to_uint8
+from ldm_jax.train.loop import fetch
+from ldm_jax.train.sharding import batch_sharding, make_mesh
+
+WEIGHTS = ("ema", "raw")
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkCall:
+    """A U-Net as the diffusion side calls it; equal networks share compiled programs."""
+
+    network: Any
+
+    def __call__(self, params, noisy, time, condition):
+        return self.network.apply({"params": params["network"]}, noisy, time, condition)
+
+
+def latents(experiment: ex.Experiment, params, table, guidance, keys: jax.Array, told) -> jax.Array:
+    """Sampled latents [B, h, w, c] in units: keys [B], told a Condition of B examples, or a Guided pair where guidance is on."""
+    denoise = denoiser(NetworkCall(experiment.network), experiment.objective.prediction)
+    return advance(denoise, params, table, start(table, keys, experiment.latent_shape), told, guidance).x
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(first_stage: FirstStage, params, latent):
+    return first_stage.decode(params, latent)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(first_stage: FirstStage, params, image):
+    return first_stage.encode(params, image)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _conditions(conditioner, params, fields: Mapping[str, jax.Array]) -> Condition:
+    return conditioner.apply({"params": params}, fields, None)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _null(conditioner, params, count: int) -> Condition:
+    return conditioner.apply({"params": params}, count, method="null")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained model with its parameters on the devices of `mesh`.
+
+    params: of the diffusion model {"network", "conditioner"}, or of the autoencoder for task "autoencoder".
+    first_params: of the first stage. digest: content digest of `params` and, beside them, of the first stage's.
+    """
+
+    experiment: ex.Experiment
+    first_stage: FirstStage
+    params: Any = dataclasses.field(repr=False)
+    first_params: Any = dataclasses.field(repr=False)
+    manifest: Manifest = dataclasses.field(repr=False)
+    digest: str
+    mesh: Mesh = dataclasses.field(repr=False)
+
+    def describe(self) -> str:
+        """One paragraph: task, sizes, latent, training record."""
+        facts, manifest = self.experiment.facts, self.manifest
+        side, _, channels = self.experiment.latent_shape
+        lines = [f"{manifest.task}: images {facts.resolution}x{facts.resolution}x{facts.channels}, latents {side}x{side}x{channels}, "
+                 f"{count(self.params):,} parameters, step {manifest.step}, digest {self.digest[:12]}"]
+        if facts.classes:
+            lines.append(f"{facts.classes} classes")
+        return "; ".join(lines)
+
+    def condition(self, labels: Sequence[int] | None = None) -> Condition:
+        """What samples are told. labels [N], checked against the model's classes; without any, the null (unconditional).
+
+        Raises:
+          UserError: a label out of range, or labels for a model without classes.
+        """
+        self._need_diffusion("a condition")
+        conditioner = self.experiment.conditioner
+        if labels is None:
+            return self.null(1)
+        if "label" not in conditioner.fields:
+            raise UserError("labels: this model was trained without labels")
+        fields = {"label": np.asarray(labels)}
+        conditioner.check(fields)
+        return _conditions(conditioner, self.params["conditioner"], {"label": jnp.asarray(fields["label"], jnp.int32)})
+
+    def null(self, number: int) -> Condition:
+        """The condition of `number` samples that are told nothing."""
+        return _null(self.experiment.conditioner, self.params["conditioner"], number)
+
+    def sampling(self, **changes) -> dict:
+        """The model's own way to sample, with what is not None changed: sampler, grid (a name or a section), steps, guidance, strength."""
+        self._need_diffusion("sampling")
+        section = dict(self.experiment.sampling)
+        return section | {name: value for name, value in changes.items() if value is not None}
+
+    def sample(self, condition: Condition | None = None, *, seeds: Sequence[int], batch_size: int = 16,
+               progress: Callable[[int], None] | None = None, rounding: str = "round", **sampling) -> np.ndarray:
+        """Images uint8 [N, H, W, C]; image i depends on seeds[i] and on its condition alone, not on its batch.
+
+        Args:
+          condition: of N examples, or of one for all; None is the null.
+          seeds: N whole numbers from 0 to 2^32 - 1.
+          batch_size: images at a time, over all devices.
+          progress: called with the number of images done after each batch.
+          rounding: "round", or "truncate" as the LDM scripts do.
+          **sampling: sampler, grid, steps, guidance, strength; see `sampling`.
+
+        Raises:
+          UserError: an unknown name, a number out of range, conditions that are not N.
+          NumbersWentBad: an image that is not finite.
+        """
+        images = [to_uint8(batch, rounding) for batch in self._batches(condition, list(seeds), batch_size, progress, sampling)]
+        return np.concatenate(images)
+
+    def _batches(self, condition, seeds: list[int], batch_size: int, progress, sampling: Mapping):
+        if not seeds:
+            raise UserError("seeds: at least one image must be asked for")
+        table, guidance = choices.sampling_table(self.experiment.objective, self.sampling(**sampling))
+        condition = self._spread(condition, len(seeds))
+        size = self._round_up(min(batch_size, len(seeds)))
+        for low in range(0, len(seeds), size):
+            high = min(low + size, len(seeds))
+            places = np.minimum(np.arange(low, low + size), len(seeds) - 1)
+            told = jax.tree.map(lambda leaf: self._split(leaf[places]), condition)  # noqa: B023 (used at once)
+            keys = jax.device_put(image_keys([seeds[i] for i in places]), batch_sharding(self.mesh))
+            yield fetch(self._images(table, guidance, keys, told))[:high - low]
+            if progress:
+                progress(high)
+
+    def _images(self, table, guidance, keys, told: Condition) -> jax.Array:
+        if guidance.terms:
+            told = Guided(told, jax.tree.map(self._split, self.null(len(keys))))
+        latent = latents(self.experiment, self.params, table, guidance, keys, told)
+        return _decode(self.first_stage, self.first_params, latent)
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [N, H, W, C], or float in [-1, 1] -> unit-variance latents [N, h, w, c] (KL: the mean; VQ: before quantisation)."""
+        images = np.asarray(images)
+        images = from_uint8(images) if images.dtype == np.uint8 else images.astype(np.float32)
+        if not np.isfinite(images).all() or np.abs(images).max(initial=0) > 1.001:
+            raise UserError("images: expected uint8, or float in [-1, 1]")
+        return np.asarray(fetch(_encode(self.first_stage, self.first_params, jnp.asarray(images))))
+
+    def decode(self, latents: np.ndarray, rounding: str = "round") -> np.ndarray:
+        """Unit-variance latents [N, h, w, c] -> images uint8 [N, H, W, C]."""
+        return to_uint8(fetch(_decode(self.first_stage, self.first_params, jnp.asarray(latents, jnp.float32))), rounding)
+
+    def _spread(self, condition: Condition | None, number: int) -> Condition:
+        condition = self.null(1) if condition is None else condition
+        sizes = {leaf.shape[0] for leaf in jax.tree.leaves(condition)}
+        if not sizes <= {1, number}:
+            raise UserError(f"condition: of {sorted(sizes)} examples, and {number} seeds; expected one for each, or one for all")
+        return jax.tree.map(lambda leaf: np.broadcast_to(fetch(leaf), (number, *leaf.shape[1:])), condition)
+
+    def _split(self, array) -> jax.Array:
+        array = np.asarray(fetch(array) if isinstance(array, jax.Array) else array)
+        return jax.make_array_from_callback(array.shape, batch_sharding(self.mesh), lambda index: array[index])
+
+    def _round_up(self, number: int) -> int:
+        ways = self.mesh.devices.size
+        return -(-max(number, 1) // ways) * ways
+
+    def _need_diffusion(self, what: str) -> None:
+        if self.experiment.task != "diffusion":
+            raise UserError(f"{what}: this is a first stage ({self.manifest.task}); it can encode and decode. "
+                            "Train a diffusion model on it with --config.first_stage")
+
+
+def load(path, weights: str = "ema", mesh: Mesh | None = None) -> Model:
+    """A model from a run folder, one step of it, or a bundle; both stages, by the manifest.
+
+    Args:
+      weights: "ema", the moving average where the run kept one, or "raw".
+      mesh: where to compute; by default all devices.
+
+    Raises:
+      UserError: nothing there, damaged, of another architecture, or with a first stage that has changed since.
+    """
+    if weights not in WEIGHTS:
+        raise UserError(f"weights={weights!r}: expected one of {', '.join(WEIGHTS)}")
+    mesh = make_mesh() if mesh is None else mesh
+    opened = Opened(path)
+    manifest = opened.manifest
+    config = from_json(manifest.config)
+    facts = choices.Facts(**config.pop("facts"))
+    if manifest.task == "autoencoder":
+        first = load_first_stage(opened, mesh, weights)
+        return Model(ex.build(config, facts), first.stage, first.params, first.params, manifest, first.digest, mesh)
+    first = trained_on(opened, mesh)
+    experiment = ex.build(config, facts, first and first.stage)
+    abstract = jax.eval_shape(lambda key: experiment.stage().init(key).params, base_key(0))
+    params = opened.params(weights, abstract, mesh)
+    digest = content_digest({"model": jax.device_get(params)} | ({"first_stage": jax.device_get(first.params)} if first else {}))
+    return Model(experiment, experiment.first_stage, params, first.params if first else {}, manifest, digest, mesh)
+
+
+def export(path, out, weights: str = "ema") -> str:
+    """Writes a self-contained bundle of a model, with its first stage inside, and says what it wrote.
+
+    Raises:
+      UserError: as `load`; `out` exists and is not an empty folder.
+    """
+    model = load(path, weights)
+    named = {"model": model.params}
+    if model.manifest.first_stage is not None:
+        named["first_stage"] = model.first_params
+    manifest = write_bundle(out, named, model.manifest)
+    return f"{out}: {manifest.task} of step {manifest.step}, {weights} weights, digest {manifest.content_digest[:12]}"

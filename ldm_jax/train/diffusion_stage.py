@@ -1,0 +1,93 @@
+"""Stage 2: a denoiser of the first stage's latents. arXiv 2112.10752, equation 2.
+
+One step: encode the images (frozen first stage), draw a time and a noise for each example, add it, predict, compare.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ldm_jax.core.keys import key_for, normal_for, uniform_for
+from ldm_jax.diffusion.loss import Objective, denoising_loss, draw
+from ldm_jax.diffusion.times import Stratified
+from ldm_jax.train.state import new_state
+from ldm_jax.train.steps import Descent, Stage, single, weighted_sum
+
+TIME_BINS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionStage:
+    """The parts of stage 2; `build` makes the Stage of them.
+
+    first_stage: an object with encode(params, image, keys) -> unit-variance latent and decode(params, latent) -> image.
+    draw(params, frozen, batch, key) -> images [B, H, W, C] in [-1, 1]: the preview's samples.
+    """
+
+    objective: Objective
+    network: Any
+    conditioner: Any
+    first_stage: Any
+    latent_shape: tuple[int, int, int]
+    descent: Descent
+    draw: Callable
+
+    def build(self) -> Stage:
+        return Stage(self.init, single(self.loss, self.descent), self.evaluate, self.preview)
+
+    def init(self, key: jax.Array):
+        return new_state(self.init_params(key), self.descent.transform, self.descent.average)
+
+    def init_params(self, key: jax.Array) -> dict:
+        condition, variables = self.conditioner.init_with_output(key_for(key, "conditioner"), 1, method="null")
+        noisy = jnp.zeros((1, *self.latent_shape))
+        network = self.network.init(key_for(key, "network"), noisy, jnp.zeros((1,)), condition)["params"]
+        return {"network": network, "conditioner": variables.get("params", {})}
+
+    def loss(self, params, frozen, batch, key, step):
+        """The weighted denoising loss [], mean over the batch, with its parts."""
+        rows = jnp.arange(batch["image"].shape[0])
+        latent = self.latent(frozen, batch, key_for(key, "posterior", step=step, example=rows))
+        drop = uniform_for(key_for(key, "drop", step=step, example=rows)) < self.conditioner.drop
+        condition = self.conditioner.apply({"params": params["conditioner"]}, batch, drop)
+        times, noise = draw(self.objective, key_for(key, "corruption", step=step), rows, latent.shape[1:])
+        network = self.network_for(key_for(key, "dropout", step=step))
+        losses = denoising_loss(self.objective, network, params, latent, condition, times, noise)
+        return jnp.mean(losses.weighted), {"loss/unweighted": jnp.mean(losses.unweighted), "latent_std": jnp.std(latent)}
+
+    def latent(self, frozen, batch, keys) -> jax.Array:
+        """Unit-variance latents [B, h, w, c]; no gradient reaches the first stage."""
+        return jax.lax.stop_gradient(self.first_stage.encode(frozen["first_stage"], batch["image"], keys))
+
+    def network_for(self, dropout_key=None) -> Callable:
+        """The U-Net as the diffusion side calls it; dropout only with a key."""
+        def network(params, noisy, time, condition):
+            rngs = {} if dropout_key is None else {"dropout": dropout_key}
+            return self.network.apply({"params": params["network"]}, noisy, time, condition, train=dropout_key is not None, rngs=rngs)
+
+        return network
+
+    def evaluate(self, params, frozen, batch, key):
+        """Held-out loss with dropout and condition drop off, at fixed times spread over all levels; also a mean for each time bin.
+
+        Example i of the batch is looked at in bin i mod 10, at a time drawn in it.
+        """
+        rows = jnp.arange(batch["image"].shape[0])
+        latent = self.latent(frozen, batch, None)
+        condition = self.conditioner.apply({"params": params["conditioner"]}, batch, None)
+        bins = rows % TIME_BINS
+        times = Stratified(TIME_BINS)(key_for(key, "held_out_time", example=rows), rows, self.objective.schedule.steps)
+        noise = normal_for(key_for(key, "held_out_noise", example=rows), latent.shape[1:])
+        losses = denoising_loss(self.objective, self.network_for(), params, latent, condition, times, noise)
+        weight, plain = batch["weight"], losses.unweighted
+        told = {"loss": weighted_sum(losses.weighted, weight), "loss_unweighted": weighted_sum(plain, weight)}
+        for i in range(TIME_BINS):
+            told[f"time_{i}"] = weighted_sum(plain, weight * (bins == i))
+        return told
+
+    def preview(self, params, frozen, batch, key):
+        """Samples [B, H, W, C] in [-1, 1] with the conditions of the batch and fixed seeds."""
+        return {"sample": jnp.clip(self.draw(params, frozen, batch, key), -1, 1)}

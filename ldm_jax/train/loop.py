@@ -1,0 +1,190 @@
+"""The one training loop: step, log, evaluate, preview, save, and stop well. It knows no stage."""
+
+import dataclasses
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from ldm_jax.core.errors import NumbersWentBad, Preempted
+from ldm_jax.train.report import Report, floats, say
+from ldm_jax.train.state import State
+from ldm_jax.train.steps import Stage, finish_evaluation
+
+LAG = 2  # metrics are read this many logged steps late, so that the device never waits for the host
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """When to do what, in steps; 0 means never. profile: [first, last) steps written as a profiler trace."""
+
+    steps: int
+    log_every: int = 50
+    evaluate_every: int = 0
+    preview_every: int = 0
+    save_every: int = 0
+    profile: tuple[int, int] = (0, 0)
+
+    def due(self, every: int, step: int) -> bool:
+        return every > 0 and (step % every == 0 or step == self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the loop is given besides the stage and its state.
+
+    batches: global batches from the state's step on, on the devices. held_out() -> an iterable of global batches with "weight" [B].
+    save(state, step, metrics): starts an asynchronous save. seed names the data in messages. key: base of every random draw.
+    """
+
+    plan: Plan
+    batches: Iterable[dict[str, jax.Array]]
+    held_out: Callable[[], Iterable[dict[str, jax.Array]]]
+    preview_batch: dict[str, jax.Array] | None
+    save: Callable[[State, int, dict[str, float]], None]
+    report: Report
+    key: jax.Array
+    seed: int
+
+
+class Stopper:
+    """Turns a first SIGTERM into `asked`; a second one, like SIGINT, ends the process at once.
+
+    With several processes jax's own notice of preemption is used: every host then stops at the same step.
+    """
+
+    def __init__(self):
+        self.asked = False
+        self.previous = None
+
+    def __enter__(self):
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self.previous = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, *_):
+        self.asked = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def now(self, step: int) -> bool:
+        if jax.process_count() == 1:
+            return self.asked
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def __exit__(self, *_):
+        if self.previous is not None:
+            signal.signal(signal.SIGTERM, self.previous)
+
+
+def evaluate(compiled: Callable, params, frozen, batches, key) -> dict[str, float]:
+    """Means over all held-out batches. Batch n uses the same keys at every call, so that runs and steps pair."""
+    total: dict[str, Any] = {}
+    for n, batch in enumerate(batches):
+        for name, (value, weight) in compiled(params, frozen, batch, jax.random.fold_in(key, n)).items():
+            old = total.get(name, (0.0, 0.0))
+            total[name] = (old[0] + value, old[1] + weight)
+    return {f"held_out/{name}": value for name, value in finish_evaluation(total).items()}
+
+
+def run(stage: Stage, state: State, frozen, job: Run) -> State:
+    """Trains from state.step to plan.steps and returns the last state.
+
+    Raises:
+      NumbersWentBad: a loss or gradient was not finite. The bad update was not applied, and the last good state is saved.
+      Preempted: SIGTERM arrived; the state after the step in flight is saved.
+    """
+    plan, first = job.plan, int(state.step)
+    step_function = jax.jit(stage.step, donate_argnums=0)
+    session = Session(jax.jit(stage.evaluate), jax.jit(stage.preview), frozen, job, saved=first)
+    with Stopper() as stopper:
+        for step, batch in zip(range(first, plan.steps), job.batches):
+            profile(plan, step, job.report)
+            state, metrics = step_function(state, frozen, batch, job.key)
+            done = step + 1
+            if plan.due(plan.log_every, done):
+                session.pending.append((done, metrics))
+                session.read(state, keep=LAG)
+            if any(plan.due(every, done) for every in (plan.evaluate_every, plan.preview_every, plan.save_every)):
+                session.pause(state, done)
+            if stopper.now(done):
+                session.stop(state, done)
+        session.read(state)
+    profile(plan, plan.steps, job.report)
+    return state
+
+
+class Session:
+    """The host's side of a run: metrics not read yet, and what is due at a pause."""
+
+    def __init__(self, evaluate_step, preview_step, frozen, job: Run, saved: int):
+        self.evaluate_step, self.preview_step, self.frozen, self.job = evaluate_step, preview_step, frozen, job
+        self.pending: deque = deque()
+        self.saved = saved
+
+    def read(self, state: State, keep: int = 0) -> None:
+        """Reports all but the last `keep` logged steps, and stops the run if one of them was bad."""
+        while len(self.pending) > keep:
+            step, metrics = self.pending.popleft()
+            values = floats(metrics)
+            if values.pop("bad"):
+                self.fail(state, values)
+            self.job.report.scalars(step, values)
+            shown = {name: values[name] for name in ("loss", "gradient_norm") if name in values}
+            self.job.report.progress(step, shown)
+
+    def fail(self, state: State, values: dict[str, float]) -> None:
+        """Saves the last good state and names the batch that broke."""
+        good = int(state.step)
+        if good != self.saved:
+            self.job.save(dataclasses.replace(state, bad=jax.numpy.zeros_like(state.bad)), good, {})
+        raise NumbersWentBad(f"not finite at step {good}: batch (seed={self.job.seed}, k={good}); "
+                             f"the update was not applied and step {good} is saved. Last seen: {values}")
+
+    def pause(self, state: State, step: int) -> None:
+        plan, job = self.job.plan, self.job
+        self.read(state)
+        if bool(state.bad):
+            self.fail(state, {})
+        params = state.params if state.ema is None else state.ema
+        values: dict[str, float] = {}
+        if plan.due(plan.evaluate_every, step):
+            values = evaluate(self.evaluate_step, params, self.frozen, job.held_out(), job.key)
+            job.report.scalars(step, values)
+            say(f"step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items() if "/time" not in name))
+        if plan.due(plan.preview_every, step) and job.preview_batch is not None:
+            images = self.preview_step(params, self.frozen, job.preview_batch, job.key)
+            job.report.pictures(step, "preview", {name: fetch(image) for name, image in images.items()})
+        if plan.due(plan.save_every, step):
+            job.save(state, step, values)
+            self.saved = step
+
+    def stop(self, state: State, step: int) -> None:
+        self.read(state)
+        if bool(state.bad):
+            self.fail(state, {})
+        if self.saved != step:
+            self.job.save(state, step, {})
+        raise Preempted(f"stopped by SIGTERM at step {step}; saved")
+
+
+def fetch(array: jax.Array):
+    """A global array on every host, as numpy."""
+    if array.is_fully_addressable:
+        return jax.device_get(array)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
+def profile(plan: Plan, step: int, report: Report) -> None:
+    first, last = plan.profile
+    if last > first and step == first:
+        jax.profiler.start_trace(str(report.workdir / "profile"))
+    if last > first and step == min(last, plan.steps):
+        jax.profiler.stop_trace()
+        say(f"profile of steps {first} to {last} written to {report.workdir / 'profile'}")

@@ -1,0 +1,37 @@
+"""Samples from a trained model: python sample.py --model=runs/demo/ldm --labels=0-9 --num_samples=100 --out=samples"""
+
+import sys
+
+from absl import flags
+
+from ldm_jax.cli import entry
+
+MODEL = flags.DEFINE_string("model", None, "A run folder, one step of it, or a bundle.", required=True)
+OUT = flags.DEFINE_string("out", "samples", "Where 000000.png ..., grid.png, samples.npz and samples.json are written.")
+NUMBER = flags.DEFINE_integer("num_samples", 16, "How many images; image i has seed --seed + i.")
+SEED = flags.DEFINE_integer("seed", 0, "The first image's seed, 0 to 2^32 - 1.")
+LABELS = flags.DEFINE_string("labels", "", "Classes, as 0,1,2 or 0-9; image i has label i modulo their number. Empty: unconditional.")
+SAMPLER = flags.DEFINE_string("sampler", "", 'A name, or {"name":"ddim","eta":1.0}; empty: the model\'s own.')
+GRID = flags.DEFINE_string("grid", "", "The steps' times: a name or a section; empty: the model's own.")
+STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; the model's own by default.")
+GUIDANCE = flags.DEFINE_float("guidance", None, "uncond + w (cond - uncond); 1 is off; the model's own by default.")
+WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or the raw weights.")
+BATCH = flags.DEFINE_integer("batch_size", 16, "Images at a time; it does not change them.")
+ROUNDING = flags.DEFINE_enum("rounding", "round", ["round", "truncate"], "To uint8; truncate is what the LDM scripts do.")
+PROCESSES = entry.process_flags()
+
+
+def main() -> None:
+    from ldm_jax import output, pipeline, workdir
+
+    sampling = {"sampler": output.parse_choice(SAMPLER.value), "grid": output.parse_choice(GRID.value), "steps": STEPS.value,
+                "guidance": GUIDANCE.value}
+    request = output.Request(NUMBER.value, SEED.value, output.parse_labels(LABELS.value), BATCH.value, ROUNDING.value, sampling)
+    workdir.initialise(*PROCESSES())
+    model = pipeline.load(MODEL.value, weights=WEIGHTS.value)
+    with entry.progress(request.number, "images") as progress:
+        output.sample_to(model, request, OUT.value, progress)
+
+
+if __name__ == "__main__":
+    entry.run(main, sys.argv)

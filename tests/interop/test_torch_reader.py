@@ -1,0 +1,228 @@
+"""The readers of torch.save files: equal to torch on good files; hostile and damaged ones do nothing but raise one line."""
+
+import collections
+import io
+import os
+import pickle
+import random
+import zipfile
+
+import numpy as np
+import pytest
+
+from ldm_jax.core.errors import UserError
+from ldm_jax.interop import torch_pickle
+from ldm_jax.interop.tensors import read_tensors, read_torch_zip
+
+torch = pytest.importorskip("torch")
+FORMS = {"zip": True, "stream": False}
+
+
+def state_dict():
+    torch.manual_seed(0)
+    base = torch.randn(6, 4)
+    tensors = {"w": base, "view": base[2:5, 1:3], "turned": base.t(), "half": torch.randn(3).half(), "bf": torch.randn(5).bfloat16(),
+               "double": torch.randn(2).double(), "long": torch.arange(4), "int": torch.arange(3, dtype=torch.int32),
+               "byte": torch.arange(5, dtype=torch.uint8), "flag": torch.tensor([True, False]), "scalar": torch.tensor(2.5),
+               "empty": torch.zeros(0, 3), "parameter": torch.nn.Parameter(torch.randn(2, 2))}
+    return collections.OrderedDict(tensors)
+
+
+def save(content, path, form="zip"):
+    torch.save(content, path, _use_new_zipfile_serialization=FORMS[form])
+    return path
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_equals_torch(tmp_path, form):
+    """Catches a wrong stride, offset or element type, and a storage shared by views that is read for one of them only."""
+    found = read_tensors(save(state_dict(), tmp_path / "x.pth", form))
+    assert found.ignored == () and found.tensors.keys() == state_dict().keys()
+    for name, tensor in state_dict().items():
+        expected = tensor.detach().float().numpy() if tensor.dtype == torch.bfloat16 else tensor.detach().numpy()
+        assert found.tensors[name].shape == expected.shape
+        assert str(found.tensors[name].dtype) == str(tensor.dtype).removeprefix("torch.")
+        np.testing.assert_array_equal(found.tensors[name].astype(expected.dtype), expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_module_and_its_metadata(tmp_path, form):
+    """Catches a reader that stumbles over what state_dict() hangs on its OrderedDict."""
+    module = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3))
+    found = read_tensors(save(module.state_dict(), tmp_path / "x.pth", form)).tensors
+    assert found.keys() == module.state_dict().keys()
+    np.testing.assert_array_equal(found["0.weight"], module[0].weight.detach().numpy())
+
+
+class Callback:
+    """A class of some trainer that this package has not."""
+
+    def __init__(self):
+        self.best = [torch.ones(2)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_training_checkpoint_gives_its_state_dict_and_names_the_rest(tmp_path, form):
+    """Catches optimizer tensors taken for weights, and foreign classes that make the whole file unreadable."""
+    content = {"state_dict": {"w": torch.ones(3)}, "epoch": 4, "callbacks": {"x": Callback()}, "when": np.float64(3.5),
+               "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}}]}
+    found = read_tensors(save(content, tmp_path / "x.ckpt", form))
+    assert list(found.tensors) == ["w"]
+    told = "; ".join(found.ignored)
+    assert "epoch: int" in told and "optimizer_states: list" in told and "Callback" in told and "blocked" in told
+
+
+class Attack:
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+def attacks(proof):
+    return {"system": (os.system, (f"touch {proof}",)), "eval": (eval, (f"open({str(proof)!r}, 'w')",)), "open": (open, (str(proof), "w")),
+            "mkdir": (os.mkdir, (str(proof),))}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["system", "eval", "open", "mkdir"])
+def test_a_hostile_pickle_does_nothing_and_is_reported(tmp_path, form, name):
+    """Catches a reader that executes: torch itself, told weights_only=False, leaves the proof behind."""
+    proof = tmp_path / "proof"
+    path = save({"w": torch.ones(2), "x": Attack(*attacks(proof)[name])}, tmp_path / "x.pth", form)
+    found = read_tensors(path)
+    assert not proof.exists() and list(found.tensors) == ["w"]
+    assert any(line.startswith("blocked") and line.endswith(f".{name}") for line in found.ignored)
+    torch.load(path, weights_only=False)
+    assert proof.exists(), "the attack would not have worked; the test proves nothing"
+
+
+def test_nothing_but_tensors_is_not_a_model(tmp_path):
+    with pytest.raises(UserError, match="expected a dict of tensors"):
+        read_tensors(save(Attack(os.getpid, ()), tmp_path / "x.pth"))
+    with pytest.raises(UserError, match="no tensors in it"):
+        read_tensors(save({"epoch": 1}, tmp_path / "x.pth"))
+    with pytest.raises(UserError, match="one tensor|another object"):
+        read_tensors(save(torch.ones(3), tmp_path / "x.pth"))
+
+
+def test_tensors_of_other_kinds_are_refused_not_dropped(tmp_path):
+    """Catches a sparse or quantised weight that becomes an inert object, so that the model loads without it."""
+    with pytest.raises(UserError, match="plain dense tensors"):
+        read_tensors(save({"w": torch.ones(3), "s": torch.eye(3).to_sparse()}, tmp_path / "x.pth"))
+
+
+GLOBAL = b"ctorch._utils\n_rebuild_tensor_v2\n"
+FORGED = {
+    "a state for an allowed function": GLOBAL + b"}b.",
+    "attributes for an allowed function": GLOBAL + b"N}X\x0c\x00\x00\x00__defaults__Ns\x86b.",
+    "a tensor without a storage": GLOBAL + b"(K\x01K\x00(t(tNNtR.",
+    "a memo of 32 GB": b"\x80\x02Nr\xff\xff\xff\xff.",
+    "a string of 4 EB": b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x3f.",
+    "no end": b"\x80\x02}",
+    "an empty stack": b"\x80\x02.",
+    "an unknown opcode": b"\x80\x02\xff.",
+    "an unknown persistent object": b"\x80\x02K\x01Q.",
+    "an extension": b"\x80\x02\x82\x01.",
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_a_forged_pickle_is_refused(what):
+    """Catches a stand-in that the pickle can rewrite, and allocations by a few bytes."""
+    with pytest.raises(UserError, match="refused|damaged") as caught:
+        torch_pickle.load(FORGED[what], "x.pth")
+    assert "x.pth" in str(caught.value) and "\n" not in str(caught.value)
+    assert ("memo index" in str(caught.value)) == (what == "a memo of 32 GB")
+
+
+@pytest.mark.parametrize("offset, size, stride", [
+    (0, (7,), (1,)), (1, (6,), (1,)), (0, (3, 3), (2, 1)), (0, (10**9,), (0,)), (0, (2**40, 2**40), (0, 0)), (-1, (2,), (1,)),
+    (0, (2,), (-1,)), (0, (2,), (1, 1)), (0, (2**62, 0), (1, 1)), (0, (2**40, 2**40, 0), (1, 1, 1)), (0, (True,), (1,)),
+])
+def test_a_view_outside_its_storage_is_refused(offset, size, stride):
+    """Catches reads beyond the storage (memory of the process as weights), and a few numbers repeated to terabytes."""
+    storage = torch_pickle.Storage("0", np.dtype("<f4"), 6)
+    with pytest.raises((pickle.UnpicklingError, ValueError)):
+        torch_pickle.rebuild_tensor(storage, offset, size, stride)
+    assert torch_pickle.rebuild_tensor(storage, 0, (2, 3), (3, 1)).size == (2, 3)
+
+
+def members(path):
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def pack(path, content, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    return path
+
+
+@pytest.fixture
+def good(tmp_path):
+    return members(save({"w": torch.ones(64), "b": torch.zeros(2)}, tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize("change, match", [
+    ({"../../etc/x": b"1"}, "leads out"), ({"/etc/x": b"1"}, "leads out"), ({"x\\..\\y": b"1"}, "leads out"),
+    ({"x/data/0": b"1" * 255}, "expected 256 bytes"), ({"x/data/0": None}, "missing"), ({"x/data.pkl": None}, "not from torch.save"),
+    ({"y/data.pkl": b"N."}, "not from torch.save"), ({"x/byteorder": b"big"}, "big-endian"),
+])
+def test_a_bad_zip_is_refused(tmp_path, good, change, match):
+    content = {name: data for name, data in {**good, **change}.items() if data is not None}
+    with pytest.raises(UserError, match=match):
+        read_torch_zip(pack(tmp_path / "bad.pth", content))
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, good):
+    with pytest.raises(UserError, match="is compressed"):
+        read_torch_zip(pack(tmp_path / "bad.pth", good | {"x/data/9": b"\0" * 10**6}, zipfile.ZIP_DEFLATED))
+
+
+def test_a_member_that_stands_twice_is_refused(tmp_path, good):
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(tmp_path / "bad.pth", "w") as archive:
+        for name, data in [*good.items(), ("x/data/0", b"\1" * 256)]:
+            archive.writestr(name, data)
+    with pytest.raises(UserError, match="stands twice"):
+        read_torch_zip(tmp_path / "bad.pth")
+
+
+def test_a_flipped_bit_in_a_zip_is_found(tmp_path):
+    """Catches a reader that skips the members' check sums."""
+    path = save({"w": torch.full((64,), 3.0)}, tmp_path / "x.pth")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\0\0\x40\x40" * 8) + 12] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="damaged zip"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_truncation_and_random_damage_raise_one_line_or_nothing(tmp_path, form):
+    """Catches tracebacks from inside zipfile, pickle or numpy on 300 damaged copies of a good file."""
+    data = save({"w": torch.ones(64), "b": torch.zeros(2)}, tmp_path / "x.pth", form).read_bytes()
+    rng, path, refused = random.Random(0), tmp_path / "bad.pth", 0
+    for trial in range(300):
+        bad = bytearray(data)
+        if trial % 3 == 0:
+            bad = bad[: rng.randrange(1, len(bad))]
+        for _ in range(rng.randrange(1, 4) if trial % 3 else 0):
+            bad[rng.randrange(len(bad) if trial % 2 else min(len(bad), 700))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bad)
+        try:
+            read_tensors(path)
+        except UserError as error:
+            refused += 1
+            assert "bad.pth" in str(error) and len(str(error)) < 600
+    assert refused > 150
+
+
+def test_a_pickle_of_objects_is_refused_by_size(monkeypatch):
+    monkeypatch.setattr(torch_pickle, "PICKLE_LIMIT", 100)
+    buffer = io.BytesIO()
+    pickle.dump(list(range(200)), buffer)
+    with pytest.raises(UserError, match="objects, not tensors"):
+        torch_pickle.load(buffer.getvalue(), "x.pth")

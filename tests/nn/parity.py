@@ -1,0 +1,97 @@
+"""For parity tests: torch parameters in our layouts, and one measure of agreement."""
+
+import jax
+import numpy as np
+
+from ldm_jax.core.trees import map_with_path, paths
+
+LIMIT = 1e-5
+
+
+def agree(name: str, ours, theirs, limit: float = LIMIT) -> None:
+    """Relative L2 difference at most `limit`; both numbers are printed (pytest -s)."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape, f"{name}: {ours.shape} and {theirs.shape}"
+    relative = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+    print(f"{name}: relative L2 {relative:.2e}, max abs {np.abs(ours - theirs).max():.2e}")
+    assert relative <= limit, f"{name}: relative L2 difference {relative:.2e} is above {limit}"
+
+
+def from_torch(x) -> np.ndarray:
+    """[B, C, H, W] -> numpy [B, H, W, C]; other ranks as they are."""
+    x = x.detach().numpy()
+    return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
+
+
+def to_torch(x):
+    import torch
+
+    x = np.asarray(x, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2) if x.ndim == 4 else x))
+
+
+def weight(theirs) -> np.ndarray:
+    """A torch weight in our layout: convolutions OIHW -> HWIO, linear layers and 1x1 convolutions -> [I, O]."""
+    w = theirs.detach().numpy()
+    if w.ndim == 4:
+        return w[:, :, 0, 0].T if w.shape[2:] == (1, 1) else w.transpose(2, 3, 1, 0)
+    return w.T if w.ndim == 2 else w
+
+
+def randomise(module, seed: int):
+    """Every parameter of a torch module off its start, norms' scales and zeros too, so that none can be mixed up unseen."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            spread = 0.1 if parameter.ndim == 1 else 0.7 / np.sqrt(parameter[0].numel())
+            parameter += spread * torch.randn(parameter.shape, generator=generator)
+    return module.eval()
+
+
+def filled(shapes, state: dict, rename) -> dict:
+    """Our tree `shapes` with torch's numbers: rename(path) gives the names whose weights are joined on the last axis.
+
+    Strict: every torch parameter is used, and shapes agree.
+    """
+    used = set()
+
+    def one(path, shape):
+        names = rename(path)
+        used.update(names)
+        value = np.concatenate([weight(state[name]) for name in names], axis=-1)
+        assert value.shape == shape.shape, f"{path} {shape.shape}: {names} {value.shape}"
+        return value
+
+    tree = map_with_path(one, shapes)
+    assert used == set(state), f"torch parameters without a place: {sorted(set(state) - used)[:5]}"
+    return tree
+
+
+def random_like(shapes, seed: int):
+    """A tree of random numbers with the shapes' structure; kernels scaled by fan-in, scales around 1."""
+    rng = np.random.default_rng(seed)
+
+    def one(path, shape):
+        if len(shape.shape) > 1:
+            return (rng.standard_normal(shape.shape) / np.sqrt(np.prod(shape.shape[:-1]))).astype(np.float32)
+        return (float(path.endswith("scale")) + 0.1 * rng.standard_normal(shape.shape)).astype(np.float32)
+
+    return map_with_path(one, shapes)
+
+
+def torch_weights(params) -> dict:
+    """{"a/b": torch tensor}: kernels in torch's layout, the rest as it is."""
+    import torch
+
+    def one(leaf):
+        leaf = np.asarray(leaf)
+        turned = {2: (1, 0), 4: (3, 2, 0, 1)}.get(leaf.ndim)
+        return torch.from_numpy(np.ascontiguousarray(leaf.transpose(turned) if turned else leaf))
+
+    return {path: one(leaf) for path, leaf in paths(params)}
+
+
+def shapes_of(module, *args, **kwargs):
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs))["params"]
