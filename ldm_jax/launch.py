@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ldm_jax import choices, pipeline
 from ldm_jax import experiment as ex
 from ldm_jax.checkpoint.digests import write_atomically
-from ldm_jax.checkpoint.manifest import Manifest
+from ldm_jax.checkpoint.manifest import Manifest, relative_path
 from ldm_jax.checkpoint.store import Store
 from ldm_jax.config_tree import Problems, from_json
 from ldm_jax.core.errors import UserError
@@ -109,7 +109,12 @@ def train(config: Mapping, workdir: str) -> State:
     Raises:
       UserError: a bad config, data, first stage or workdir; what is in the workdir is left as it is.
     """
+    if not workdir:
+        raise UserError("--workdir is missing; for example --workdir=runs/demo/autoencoder")
     job = prepare(config)
+    if job.first:  # from here on the config names it as seen from the workdir, so that both may move together
+        config = dict(config) | {"first_stage": relative_path(job.first.folder, workdir)}
+        job = dataclasses.replace(job, config=config)
     folder = open_workdir(workdir, config)
     run, experiment = config["run"], job.experiment
     stage, key = stage_of(job), base_key(experiment.seed)

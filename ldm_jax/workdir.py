@@ -42,10 +42,8 @@ def open_workdir(workdir: str, config: Mapping) -> epath.Path:
     """The folder of a run, made if need be.
 
     Raises:
-      UserError: no name, a file, not writable, or the run of another config.
+      UserError: a file, not writable, or the run of another config.
     """
-    if not workdir:
-        raise UserError("--workdir is missing; for example --workdir=runs/demo/autoencoder")
     folder = epath.Path(workdir)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--workdir={workdir} is a file; name a folder")

@@ -142,8 +142,15 @@ def read_bundle(folder) -> tuple[dict[str, Any], Manifest]:
         raise UserError(f"{path} has {size} bytes, was written with {body['weights']['size']}: copy the bundle again")
     if digests.hash_file(path)[1] != body["weights"]["sha256"]:
         raise UserError(f"{path} was changed after it was written (sha256 differs): copy the bundle again")
+    try:
+        return _read_weights(path, body["contents"]), manifest
+    except Exception as error:  # whatever a foreign hand wrote into the header
+        raise UserError(f"{path} is not a weights file of ldm_jax: {error}") from error
+
+
+def _read_weights(path: pathlib.Path, names) -> dict[str, Any]:
     from safetensors import safe_open
-    found: dict[str, Any] = {name: {} for name in body["contents"]}
+    found: dict[str, Any] = {name: {} for name in names}
     with safe_open(str(path), framework="numpy") as file:
         for name in file.keys():
             *parents, last = name.split("/")
@@ -151,7 +158,7 @@ def read_bundle(folder) -> tuple[dict[str, Any], Manifest]:
             for parent in parents:
                 place = place.setdefault(parent, {})
             place[last] = file.get_tensor(name)
-    return found, manifest
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

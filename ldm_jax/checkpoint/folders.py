@@ -1,8 +1,10 @@
 """The folder names of a run's checkpoints, and which saved steps stay."""
 
+import sys
 import time
 from collections.abc import Mapping
 
+from ldm_jax.checkpoint import digests
 from ldm_jax.core.errors import MachineError
 
 TEMPORARY = ".orbax-checkpoint-tmp"
@@ -27,6 +29,28 @@ def free(directory, name: str):
         number += 1
         path = directory / f"{name}-{number}"
     return path
+
+
+def set_aside(directory, step: int, word: str, what: str, instead: str, read_only: bool) -> None:
+    """Renames a step's folder to `<step>.<word>` (never where only reading) and says so in one line on stderr."""
+    where = "left where it is"
+    if not read_only:
+        folder, target = directory / str(step), free(directory, f"{step}.{word}")
+        if not digests.is_local(folder) and (folder / digests.NAME).exists():
+            (folder / digests.NAME).rename(folder / f"{digests.NAME}.{word}")
+        folder.rename(target)
+        where = f"kept as {target.name}"
+    print(f"CHECKPOINT: step {step} in {directory} {what}; {where}; {instead}", file=sys.stderr, flush=True)
+
+
+def remove(directory, step: int) -> None:
+    """Deletes a step so that it never looks valid half gone: it loses its name (or its digests) first."""
+    folder = directory / str(step)
+    if digests.is_local(folder):
+        folder = folder.rename(free(directory, f"{step}.deleting"))
+    else:
+        (folder / digests.NAME).unlink()
+    folder.rmtree()
 
 
 def await_file(path) -> None:

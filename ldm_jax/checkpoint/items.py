@@ -101,12 +101,15 @@ def _checked(named: Mapping[str, Any], records: Mapping[str, Any]) -> tuple[dict
 
 
 def _context(ocp, records):
-    """Orbax's options: the records are plain JSON files, which `record` reads without Orbax."""
+    """Orbax's options. The records are plain JSON files, which `record` reads without Orbax. The folders are made before
+    `save` returns: made in the background, a failure (disk full, folder gone) leaves threads that keep the process from
+    ending for 300 s (orbax 0.12.8)."""
     registry = ocp.handlers.local_registry()
     for name in records:
         registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
     context = ocp.Context()
     context.checkpointables.registry = registry
+    context.async_options.create_directories_asynchronously = False
     return context
 
 

@@ -12,7 +12,6 @@ and the end of the previous save.
 
 import json
 import math
-import sys
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -50,7 +49,7 @@ class Store:
         self.read_only = read_only
         self._keep_last, self._keep_every, self._best = keep_last, keep_every, best
         self._thread: threading.Thread | None = None
-        self._error: tuple[int, BaseException] | None = None
+        self._error: tuple[str, BaseException] | None = None
         self._last_saved: int | None = None
         self._trusted: set[int] = set()
         if read_only:
@@ -100,6 +99,7 @@ class Store:
         if self.read_only:
             raise UserError(f"{self.directory} was opened to read: nothing is saved there")
         self.wait()
+        step = int(step)
         self._trusted.discard(step)
         measured = {k: float(v) if math.isfinite(v) else None for k, v in (metrics or {}).items()}
         folder = self.directory / str(step)
@@ -116,6 +116,7 @@ class Store:
 
     def _finish(self, step: int, folder, response, metrics) -> None:
         """On the background thread: waits for Orbax's commit, writes the digests, removes what the policy does not keep."""
+        doing = f"step {step} was not saved to {self.directory}"
         try:
             response.result()
             if jax.process_index() == 0:
@@ -123,11 +124,13 @@ class Store:
             else:
                 folders.await_file(folder / digests.NAME)
             self._last_saved = step
+            doing = f"step {step} was saved to {self.directory}, but older ones could not be removed"
             if jax.process_index() == 0:
                 for old in self._surplus(step):
-                    self._remove(old)
+                    self._trusted.discard(old)
+                    folders.remove(self.directory, old)
         except BaseException as error:  # noqa: BLE001 - surfaces at the next poll, wait or save
-            self._error = (step, error)
+            self._error = (doing, error)
 
     def poll(self) -> None:
         """Raises the error of background work that has ended, once; never waits.
@@ -136,9 +139,9 @@ class Store:
           MachineError: which step was not saved, and why.
         """
         if self._error is not None and not self.busy:
-            step, error = self._error
+            told, error = self._error
             self._error = None
-            raise MachineError(f"step {step} was not saved to {self.directory}: {items.short(error)}") from error
+            raise MachineError(f"{told}: {items.short(error)}") from error
 
     def wait(self) -> None:
         """Waits until the save that runs, if any, has ended, and raises its error."""
@@ -165,16 +168,6 @@ class Store:
             except digests.Damaged:
                 continue
         return folders.surplus(saved, newest, self._keep_last, self._keep_every, self._best)
-
-    def _remove(self, step: int) -> None:
-        """Deletes a step so that it never looks valid half gone: it loses its name (or its digests) first."""
-        self._trusted.discard(step)
-        folder = self.directory / str(step)
-        if digests.is_local(folder):
-            folder = folder.rename(folders.free(self.directory, f"{step}.deleting"))
-        else:
-            (folder / digests.NAME).unlink()
-        folder.rmtree()
 
     # Finding
 
@@ -255,25 +248,14 @@ class Store:
                                 "another folder")
         instead = f"step {valid} is used instead" if valid is not None else "there is no earlier step"
         for step, why in damaged.items():
-            self._set_aside(step, "damaged", f"is damaged ({why})", instead)
+            folders.set_aside(self.directory, step, "damaged", f"is damaged ({why})", instead, self.read_only)
         for step in unfinished:
-            self._set_aside(step, "unfinished", f"was never finished (no {digests.NAME})", instead)
+            folders.set_aside(self.directory, step, "unfinished", f"was never finished (no {digests.NAME})", instead, self.read_only)
         if not self.read_only:
             for name in names:
                 if folders.is_leftover(name):
                     (self.directory / name).rmtree()
         return valid
-
-    def _set_aside(self, step: int, word: str, what: str, instead: str) -> None:
-        where = "left where it is"
-        if not self.read_only:
-            folder = self.directory / str(step)
-            target = folders.free(self.directory, f"{step}.{word}")
-            if not digests.is_local(folder) and (folder / digests.NAME).exists():
-                (folder / digests.NAME).rename(folder / f"{digests.NAME}.{word}")
-            folder.rename(target)
-            where = f"kept as {target.name}"
-        print(f"CHECKPOINT: step {step} in {self.directory} {what}; {where}; {instead}", file=sys.stderr, flush=True)
 
     # Reading
 

@@ -14,19 +14,19 @@ import numpy as np
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import check_seed, key_for, normal_for
-from ldm_jax.core.types import Level, struct
+from ldm_jax.core.types import Level, static, struct
 from ldm_jax.diffusion.guidance import OFF
 from ldm_jax.diffusion.table import Packed, Table, pack
 
 
 @struct
 class State:
-    """Between two rows: the point x [B, ...], the memory (H1, H2, H3) alike, the next row int32 [], typed keys [B]."""
+    """Between two rows: the point x [B, ...], the memory (H1, H2, H3) alike, typed keys [B], the next row (a host number)."""
 
     x: jax.Array
     memory: tuple[jax.Array, jax.Array, jax.Array]
-    row: jax.Array
     keys: jax.Array
+    row: int = static()
 
 
 def image_keys(seeds: Sequence[int]) -> jax.Array:
@@ -66,7 +66,7 @@ def start(table: Table, keys: jax.Array, shape: tuple[int, ...], clean: jax.Arra
     x = _noise_at_start(keys, tuple(shape), np.float32(sigma))
     if clean is not None:
         x = x + np.float32(alpha) * clean.astype(jnp.float32)
-    return State(x, (jnp.zeros_like(x), jnp.zeros_like(x), jnp.zeros_like(x)), jnp.zeros((), jnp.int32), keys)
+    return State(x, (jnp.zeros_like(x), jnp.zeros_like(x), jnp.zeros_like(x)), keys, row=0)
 
 
 @functools.partial(jax.jit, static_argnames="shape")
@@ -93,12 +93,14 @@ def advance(denoise: Callable, params, table: Table, state: State, condition=Non
     if table.guidance.shape[1] != guidance.terms:
         raise UserError(f"guidance '{type(guidance).__name__}' reads {guidance.terms} weights a row, the table has "
                         f"{table.guidance.shape[1]}: build it with with_guidance(table, weight, ...)")
-    until = table.rows if until is None else until
-    return _advance(denoise, guidance, params, pack(table), state, condition, np.asarray(until, np.int32))
+    until = table.rows if until is None else min(until, table.rows)
+    bounds = np.asarray([state.row, until], np.int32)
+    x, memory = _advance(denoise, guidance, params, pack(table), bounds, (state.x, state.memory), state.keys, condition)
+    return State(x, memory, state.keys, row=max(until, state.row))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _advance(denoise: Callable, guidance, params, table: Packed, state: State, condition: Any, until: jax.Array) -> State:
+def _advance(denoise: Callable, guidance, params, table: Packed, bounds: jax.Array, carry, keys: jax.Array, condition: Any):
     guided = guidance(denoise)
 
     def run_row(r, carry):
@@ -106,17 +108,14 @@ def _advance(denoise: Callable, guidance, params, table: Packed, state: State, c
         level = Level(table.level[r, 0], table.level[r, 1])
         time = jnp.full((x.shape[0],), table.time[r])
         clean, noise = guided(params, x, level, time, condition, table.guidance[r])
-        keys = jax.vmap(lambda key: key_for(key, "row", step=r))(state.keys)
-        z = normal_for(keys, x.shape[1:])
+        z = normal_for(jax.vmap(lambda key: key_for(key, "row", step=r))(keys), x.shape[1:])
         after = _weighted(table.u[r], (x, clean, noise, *memory, z))
         value = _weighted(table.p[r], (x, clean, noise, z))
         kept = table.keep[r] > 0
         shifted = zip((value, *memory[:2]), memory)
         return after, tuple(jnp.where(kept, new, old) for new, old in shifted)
 
-    last = jnp.minimum(until, table.rows)
-    x, memory = jax.lax.fori_loop(state.row, last, run_row, (state.x, state.memory))
-    return State(x, memory, jnp.maximum(last, state.row), state.keys)
+    return jax.lax.fori_loop(bounds[0], bounds[1], run_row, carry)
 
 
 def _weighted(weights, terms):

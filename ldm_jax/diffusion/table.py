@@ -117,7 +117,7 @@ def with_guidance(table: Table, *weights) -> Table:
 
 @struct
 class Packed:
-    """A table for the device: float32, padded to CAPACITY rows; `rows` int32 []. One shape for all samplers."""
+    """A table for the device: float32, padded to CAPACITY rows. One shape for all samplers."""
 
     level: jax.Array
     time: jax.Array
@@ -125,7 +125,6 @@ class Packed:
     p: jax.Array
     keep: jax.Array
     guidance: jax.Array
-    rows: jax.Array
 
 
 def pack(table: Table) -> Packed:
@@ -134,7 +133,7 @@ def pack(table: Table) -> Packed:
         return np.pad(np.asarray(x, np.float32), [(0, CAPACITY - table.rows)] + [(0, 0)] * (x.ndim - 1))
 
     return Packed(padded(table.level), padded(table.time), padded(table.u), padded(table.p), padded(table.keep),
-                  padded(table.guidance), np.asarray(table.rows, np.int32))
+                  padded(table.guidance))
 
 
 def run_on_host(table: Table, denoise, x: np.ndarray, draws=None) -> np.ndarray:

@@ -63,13 +63,13 @@ class Lpips(nn.Module):
         both = (both - jnp.asarray(SHIFT)) / jnp.asarray(SCALE)
         distance = jnp.zeros((sizes["B"],), jnp.float32)
         for stage, features in enumerate(Vgg(name="vgg")(both), start=1):
-            first, second = jnp.split(_unit(features), 2)
+            first, second = jnp.split(unit_features(features), 2)
             weighted = nn.Dense(1, use_bias=False, name=f"lin{stage}")(jnp.square(first - second))
             distance = distance + jnp.mean(weighted, axis=(1, 2, 3))
         return distance
 
 
-def _unit(features):
+def unit_features(features):
     """Features divided by (their norm over channels + 1e-10); the gradient is finite where all are 0."""
     square = jnp.sum(jnp.square(features), axis=-1, keepdims=True)
     norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)

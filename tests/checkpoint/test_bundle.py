@@ -25,7 +25,8 @@ MANIFEST = Manifest("diffusion", {"model": {"multipliers": (1, 2), "dropout": 0.
 def weights():
     """Two trees with every dtype a model has, nested, scalar and empty-branch leaves, and a tuple."""
     model = {"unet": {"kernel": jnp.arange(12.0).reshape(3, 4).T, "half": jnp.asarray([1.5, -2.0], jnp.bfloat16)},
-             "step": jnp.int32(7), "none": {}, "pair": (jnp.ones(1, bool), jnp.zeros((2, 0)))}
+             "step": jnp.int32(7),
+             "numpy": np.arange(6.0, dtype=np.float32).reshape(2, 3).T, "none": {}, "pair": (jnp.ones(1, bool), jnp.zeros((2, 0)))}
     return {"model": model, "first_stage": {"decoder": {"bias": jnp.asarray([np.pi], jnp.float16)}}}
 
 

@@ -235,3 +235,25 @@ def test_a_full_disk_is_told_and_the_same_step_can_be_saved_again(tmp_path, chil
     """A save that fails in silence, or one that leaves the store wedged after space has been made."""
     out, err = child(FULL, tmp_path).communicate(timeout=60)
     assert "TOLD step 2 was not saved" in out and "FOUND 1" in out and "AFTER 2" in out, out + err
+
+
+LOST = """
+import os, shutil, sys
+import jax.numpy as jnp
+from ldm_jax.checkpoint.store import Store
+from ldm_jax.core.errors import MachineError
+store = Store(sys.argv[1])
+shutil.rmtree(sys.argv[1])
+open(sys.argv[1], "w").close()
+try:
+    store.save(1, {"params": {"x": jnp.ones(4)}}, {"data": {}})
+    store.wait()
+except MachineError as error:
+    print("TOLD", error)
+"""
+
+
+def test_a_folder_lost_while_running_is_told_and_the_process_can_end(tmp_path, child):
+    """Orbax making its folders in the background: its failure leaves threads that hold the process for 300 s."""
+    out, err = child(LOST, tmp_path / "c").communicate(timeout=60)
+    assert "TOLD step 1" in out, out + err

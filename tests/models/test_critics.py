@@ -8,7 +8,7 @@ import pytest
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.trees import paths
 from ldm_jax.models.discriminator import PatchDiscriminator
-from ldm_jax.models.perceptual import STAGES, Lpips, load_lpips, lpips_shapes
+from ldm_jax.models.perceptual import STAGES, Lpips, load_lpips, lpips_shapes, unit_features
 from tests.nn.parity import agree, from_torch, random_like, to_torch, torch_weights
 
 RNG = np.random.default_rng(0)
@@ -116,6 +116,9 @@ def test_lpips_is_zero_and_smooth_at_equal_images(lpips):
     for params in (lpips, dark):
         value, gradient = jax.jit(jax.value_and_grad(distance))(IMAGE[:1, :16, :16], params)
         assert abs(float(value)) < 1e-12 and np.isfinite(gradient).all()
+    nothing = jnp.zeros((1, 2, 2, 4))
+    assert np.isfinite(jax.grad(lambda x: jnp.sum(unit_features(x)))(nothing)).all()
+    assert np.isfinite(jax.jvp(unit_features, (nothing,), (nothing + 1,))[1]).all()
 
 
 def test_lpips_takes_grey_and_names_what_it_cannot(lpips):
