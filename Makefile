@@ -50,7 +50,7 @@ test-latest:
 
 .PHONY: run-latest
 run-latest: .venv-latest/test
-	.venv-latest/bin/python -m pytest tests/test_stages.py tests/test_floors.py
+	.venv-latest/bin/python -m pytest tests/train/test_stages.py tests/test_import.py
 
 clean:
 	rm -rf .venv .venv-latest

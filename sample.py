@@ -24,8 +24,8 @@ PROCESSES = entry.process_flags()
 def main() -> None:
     from ldm_jax import output, pipeline, workdir
 
-    sampling = {"sampler": output.parse_choice(SAMPLER.value), "grid": output.parse_choice(GRID.value), "steps": STEPS.value,
-                "guidance": GUIDANCE.value}
+    sampling = {"sampler": output.parse_choice(SAMPLER.value, "--sampler"), "grid": output.parse_choice(GRID.value, "--grid"),
+                "steps": STEPS.value, "guidance": GUIDANCE.value}
     request = output.Request(NUMBER.value, SEED.value, output.parse_labels(LABELS.value), BATCH.value, ROUNDING.value, sampling)
     workdir.initialise(*PROCESSES())
     model = pipeline.load(MODEL.value, weights=WEIGHTS.value)

@@ -1,22 +1,25 @@
-"""Trains either stage: python train.py --config=configs/demo/autoencoder.py --workdir=runs/demo/autoencoder"""
+"""Trains either stage, or goes on where the workdir's run was left:
+
+python train.py --config=configs/demo/autoencoder.py --workdir=runs/demo/autoencoder [--config.run.steps=500 ...]
+"""
 
 import sys
 
 from absl import flags
 
-from ldm_jax import experiment
+from ldm_jax import config_file
 from ldm_jax.cli import entry
 
-CONFIG = experiment.config_flag()
+CONFIG = config_file.config_flag()
 WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives: config.json, checkpoints/, metrics.jsonl, previews/.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be trained, and every error of the config, and stop.")
 PROCESSES = entry.process_flags()
 
 
 def main() -> None:
+    config = config_file.read_flag(CONFIG)
     from ldm_jax import launch, workdir
 
-    config = experiment.read_flag(CONFIG)
     workdir.initialise(*PROCESSES())
     if DRY_RUN.value:
         from ldm_jax import describe

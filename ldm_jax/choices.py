@@ -1,20 +1,21 @@
 """Each section of a config to the object that it names. `experiment.build` makes all of them, once."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
+from typing import Literal
 
 from ldm_jax.config_tree import Problems
-from ldm_jax.core.choose import choose
+from ldm_jax.core.choose import choose, fill, fits
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import check_seed
+from ldm_jax.data.batches import in_order
 from ldm_jax.data.sources import SOURCES
 from ldm_jax.data.transforms import TRANSFORMS
 from ldm_jax.diffusion.guidance import for_weight
 from ldm_jax.diffusion.loss import LOSSES, Objective
 from ldm_jax.diffusion.prediction import PREDICTIONS, TIME_INPUTS
 from ldm_jax.diffusion.samplers import table_for
-from ldm_jax.diffusion.schedule import SCHEDULES
+from ldm_jax.diffusion.schedule import SCHEDULES, Schedule
 from ldm_jax.diffusion.times import TIMES
 from ldm_jax.diffusion.weights import WEIGHTS
 from ldm_jax.models.autoencoder import AUTOENCODERS
@@ -29,6 +30,7 @@ from ldm_jax.train.sharding import Layout
 from ldm_jax.train.steps import Descent
 
 NETWORKS = {"unet": UNet}
+SAMPLING = ("sampler", "grid", "steps", "guidance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,41 +67,47 @@ def seed_of(config) -> int:
     return config["seed"]
 
 
-def struct_of(kind, section: Mapping, where: str, **given):
-    """A dataclass from a section without a name."""
-    return choose({"it": kind}, {"name": "it"} | dict(section), where, **given)
-
-
 def layout_of(config) -> Layout:
-    return struct_of(Layout, config["run"]["mesh"], "config.run.mesh")
+    return fill(Layout, config["run"]["mesh"], "config.run.mesh")
 
 
 def plan_of(config) -> Plan:
     run = config["run"]
-    for key in ("steps", "log_every", "evaluate_every", "preview_every", "save_every", "keep_last", "keep_every", "reader_threads"):
+    for key in ("steps", "log_every", "evaluate_every", "preview_every", "preview_images", "save_every", "keep_last", "keep_every",
+                "reader_threads"):
         whole(run[key], f"config.run.{key}", 1 if key in ("steps", "keep_last") else 0)
-    first, last = run["profile_steps"]
-    if not 0 <= first <= last:
-        raise UserError(f"config.run.profile_steps={run['profile_steps']}: expected (first, last) with 0 <= first <= last; (0, 0) for none")
-    return Plan(run["steps"], run["log_every"], run["evaluate_every"], run["preview_every"], run["save_every"], (first, last))
+    profile, best = run["profile_steps"], run["best"]
+    if not fits(profile, tuple[int, int]) or not 0 <= profile[0] <= profile[1]:
+        raise UserError(f"config.run.profile_steps={profile!r}: expected (first, last) with 0 <= first <= last; (0, 0) for none")
+    if not fits(best, tuple[str, Literal["min", "max"]]):
+        raise UserError(f"config.run.best={best!r}: expected (metric, 'min' or 'max'), as ('held_out/loss', 'min'); ('', 'min') for none")
+    return Plan(run["steps"], run["log_every"], run["evaluate_every"], run["preview_every"], run["save_every"], profile)
 
 
 def descent_of(config) -> Descent:
     section = config["learning_rate"]
-    if not math.isfinite(section.get("peak", 1.0)) or section.get("peak", 1.0) <= 0:
-        raise UserError(f"config.learning_rate.peak={section['peak']}: expected a number above 0")
     rate = choose(LEARNING_RATES, section, "config.learning_rate")
+    if section["peak"] <= 0:
+        raise UserError(f"config.learning_rate.peak={section['peak']}: expected a number above 0")
     optimizer = choose(OPTIMIZERS, config["optimizer"], "config.optimizer", learning_rate=rate)
-    average = struct_of(Average, config["ema"], "config.ema", accumulate=config["accumulate"])
+    average = fill(Average, config["ema"], "config.ema", accumulate=config["accumulate"])
     return Descent(finished(optimizer, config["clip_norm"], config["accumulate"]), rate, average)
+
+
+def check_image(config: Mapping, source) -> None:
+    """Reads one image as training will, so that a size that does not fit is told before anything is compiled or written."""
+    side = config["data"]["resolution"]
+    for _ in in_order(source, transforms(config), batch=1, count=1, resolution=side, threads=0):
+        pass
 
 
 def check_data(config, problems: Problems) -> None:
     """The sections that are built again when the data is opened, so that their errors are told with the others."""
     with problems.noted():
-        whole(config["data"]["resolution"], "config.data.resolution", 1)
-    with problems.noted():
         transforms(config)
+    if "latent_units" in config:
+        with problems.noted():
+            whole(config["latent_units"]["images"], "config.latent_units.images", 1)
 
 
 def autoencoder_of(config, facts: Facts):
@@ -126,22 +134,45 @@ def first_stage_for(first: FirstStage | None, facts: Facts) -> FirstStage:
 
 def network_of(config, latent_channels: int):
     section = dict(config["network"])
-    levels = tuple(struct_of(LevelSpec, level, f"config.network.levels[{i}]") for i, level in enumerate(section.pop("levels", ())))
+    levels = tuple(fill(LevelSpec, level, f"config.network.levels[{i}]") for i, level in enumerate(section.pop("levels", ())))
     return choose(NETWORKS, section, "config.network", levels=levels, out_channels=latent_channels)
+
+
+def check_network(network, conditioner, side: int) -> None:
+    """Checks that a U-Net fits the latents, of side `side`, and reads what the conditioner tells.
+
+    Raises:
+      UserError: levels that halve the side once too often, a condition that nothing reads, or one that is missing.
+    """
+    deepest = 1 + (side & -side).bit_length() - 1
+    if side % network.factor:
+        below = max(1, side // network.factor) * network.factor
+        raise UserError(f"config.network.levels: {len(network.levels)} levels need a latent side that is a multiple of {network.factor}; "
+                        f"it is {side}, which allows {deepest}; nearest sides: {below}, {below + network.factor}")
+    into = getattr(conditioner, "into", "nothing")
+    if network.reads_tokens != (into == "tokens"):
+        mend = ("set config.conditioner.into=tokens, or another attention" if network.reads_tokens
+                else "give a level attention='transformer', or set config.conditioner.into=vector")
+        raise UserError(f"config.conditioner tells {into} and config.network.levels have "
+                        f"{'a transformer, which reads tokens' if network.reads_tokens else 'no transformer to read them'}: {mend}")
+    if into == "vector" and network.vector == "added" and conditioner.width != network.time_width:
+        raise UserError(f"config.conditioner.width={conditioner.width}: config.network.vector='added' adds it to the time embedding, "
+                        f"so it must be config.network.time_width={network.time_width}")
 
 
 def loss_of(config) -> Loss:
     section = dict(config["loss"])
     weights = section.pop("perceptual_weights", "")
-    loss = struct_of(Loss, section, "config.loss")
+    loss = fill(Loss, section, "config.loss")
     if loss.perceptual and not weights:
         raise UserError("config.loss.perceptual is above 0, so config.loss.perceptual_weights must name a file made by "
                         "python -m ldm_jax.cli.convert lpips")
     return loss
 
 
-def objective_of(config) -> Objective:
-    parts, problems = {}, Problems()
+def objective_parts(config, problems: Problems) -> dict:
+    """The parts of the Objective; of those that cannot be made, the problems."""
+    parts = {}
     tables = {"schedule": SCHEDULES, "prediction": PREDICTIONS, "time_input": TIME_INPUTS, "times": TIMES, "weight": WEIGHTS,
               "loss": LOSSES}
     for name, table in tables.items():
@@ -150,18 +181,17 @@ def objective_of(config) -> Objective:
     with problems.noted("config.times"):
         if "times" in parts:
             parts["times"].check(config["data"]["batch"])
-    problems.check()
-    return Objective(**parts)
+    return parts
 
 
-def sampling_of(config, objective: Objective | None) -> Mapping:
+def sampling_of(config, schedule: Schedule | None, time_input) -> Mapping:
+    """The sampling section, checked as far as its names go, and its table where there is a schedule."""
     section = config["sampling"]
-    keys = ("sampler", "grid", "steps", "guidance")
-    if set(section) != set(keys):
-        raise UserError(f"config.sampling: expected the keys {', '.join(keys)}; got {', '.join(section)}")
-    if objective is not None:
+    if set(section) != set(SAMPLING):
+        raise UserError(f"config.sampling: expected the keys {', '.join(SAMPLING)}; got {', '.join(section)}")
+    if schedule is not None and time_input is not None:
         try:
-            sampling_table(objective, section)
+            _table(schedule, time_input, section)
         except UserError as error:
             raise UserError(f"config.sampling: {error}") from None
     return section
@@ -169,7 +199,10 @@ def sampling_of(config, objective: Objective | None) -> Mapping:
 
 def sampling_table(objective: Objective, section: Mapping):
     """(table, guidance) of a sampling section {"sampler", "grid", "steps", "guidance"}."""
+    return _table(objective.schedule, objective.time_input, section)
+
+
+def _table(schedule: Schedule, time_input, section: Mapping):
     guidance, columns = for_weight(section["guidance"])
-    table = table_for(objective.schedule, section["steps"], section["sampler"], section["grid"], time_input=objective.time_input,
-                      strength=section.get("strength", 1.0), guidance=columns)
+    table = table_for(schedule, section["steps"], section["sampler"], section["grid"], time_input=time_input, guidance=columns)
     return table, guidance

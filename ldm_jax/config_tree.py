@@ -44,9 +44,8 @@ class Problems:
         try:
             yield
         except UserError as error:
-            line = f"{where}: {error}" if where else str(error)
-            if line not in self.lines:
-                self.lines.append(line)
+            lines = [f"{where}: {line}" if where else line for line in str(error).splitlines()]
+            self.lines += [line for line in lines if line not in self.lines]
 
     def check(self) -> None:
         if self.lines:

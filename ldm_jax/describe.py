@@ -118,9 +118,6 @@ def _numbers(values) -> str:
     return " ".join(f"{v:.3g}" for v in values)
 
 
-
-
-
 def convert(what: str, trunk: str, heads: str, out: str) -> str:
     """Converts files of others; `what` is "lpips". Says what was written.
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+from etils import epath
 
 from ldm_jax import choices
 from ldm_jax.checkpoint.digests import write_atomically
@@ -36,6 +37,12 @@ def evaluate(model: Model, request: Request | None = None, progress=None) -> dic
     if name != "digits":
         raise UserError(f"samples of {name!r} have no evaluation yet; the digits have one, and every first stage has")
     return digits(model, config, request or Request(number=1000, batch_size=100), progress)
+
+
+def check_out(out: str) -> None:
+    """Raises UserError, before the long work, if the numbers could not be written to `out`."""
+    if out and (epath.Path(out).is_dir() or not epath.Path(out).parent.is_dir()):
+        raise UserError(f"--out={out}: expected a file in a folder that exists, as --out=evaluation.json")
 
 
 def told(result: Mapping, title: str, out: str = "") -> str:

@@ -1,12 +1,13 @@
-"""From a config to an experiment: every choice is made here, once. The only file that knows ml_collections."""
+"""From a config to an experiment: every choice is made here, once, of plain dicts (see config_file.py)."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax import choices
 from ldm_jax.config_tree import Problems
-from ldm_jax.core.choose import choose, nearest
+from ldm_jax.core.choose import choose, fill, fits, nearest
 from ldm_jax.core.errors import UserError
 from ldm_jax.diffusion.loss import Objective
 from ldm_jax.models.condition import CONDITIONERS
@@ -18,77 +19,6 @@ from ldm_jax.train.sharding import Layout
 from ldm_jax.train.steps import Descent
 
 TASKS = ("autoencoder", "diffusion")
-
-
-def config_flag():
-    """Defines --config=FILE.py[:ARGUMENT] with its --config.KEY=VALUE overrides, for train.py and every cli."""
-    from ml_collections import config_flags
-
-    return config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/; --config.KEY=VALUE changes a line of it.")
-
-
-def read_flag(holder) -> dict:
-    """The config of a parsed flag as a plain dict.
-
-    Raises:
-      UserError: no config, or one that is not there.
-    """
-    try:
-        config = holder.value
-    except OSError as error:
-        raise UserError(f"--config: {' '.join(str(error).split())}") from None
-    if config is None:
-        raise UserError("--config is missing; for example --config=configs/demo/autoencoder.py")
-    return plain(config)
-
-
-def explain_override(error: Exception, argv: list[str]) -> str:
-    """One line for an override that ml_collections refused: the known keys beside it, nearest first."""
-    files = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
-    if not files:
-        return str(error)
-    config = plain(_load(files[-1]))
-    for argument in argv:
-        if argument.startswith("--config."):
-            path = argument[2:].split("=", 1)[0].split(".")[1:]
-            section = config
-            for depth, key in enumerate(path):
-                if not isinstance(section, Mapping):
-                    return f"--{'.'.join(['config', *path])}: config.{'.'.join(path[:depth])} is a value, not a section"
-                if key not in section:
-                    where = ".".join(["config", *path[:depth]])
-                    return f"--{'.'.join(['config', *path])}: {where} has no key {key!r}; it has: {nearest(key, section)}"
-                section = section[key]
-    return " ".join(str(error).split())
-
-
-def _load(argument: str):
-    """The config that `FILE.py:ARGUMENT` gives, without overrides."""
-    import importlib.util
-
-    path, _, word = argument.partition(":")
-    spec = importlib.util.spec_from_file_location("ldm_jax_config", path)
-    try:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module.get_config(word) if word else module.get_config()
-    except FileNotFoundError:
-        raise UserError(f"--config={path}: no such file") from None
-
-
-def plain(config) -> dict:
-    """A ConfigDict, or anything nested in it, as dicts, tuples and scalars."""
-    from ml_collections import ConfigDict, FieldReference
-
-    if isinstance(config, FieldReference):
-        config = config.get()
-    if isinstance(config, ConfigDict):
-        return {key: plain(config[key]) for key in config}
-    if isinstance(config, Mapping):
-        return {key: plain(value) for key, value in config.items()}
-    if isinstance(config, list | tuple):
-        return tuple(plain(value) for value in config)
-    return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,10 +48,10 @@ class Experiment:
         side = self.facts.resolution // self.autoencoder.factor
         return side, side, self.autoencoder.latent_channels
 
-    def stage(self, draw=None, perceptual=None):
-        """The Stage that the loop trains. draw: see DiffusionStage; perceptual: the distance network, where its weight is above 0."""
+    def stage(self, draw=None):
+        """The Stage that the loop trains. draw: see DiffusionStage."""
         if self.task == "autoencoder":
-            return AutoencoderStage(self.autoencoder, self.loss, self.critic, self.descent, self.revival, perceptual).build()
+            return AutoencoderStage(self.autoencoder, self.loss, self.critic, self.descent, self.revival).build()
         return DiffusionStage(self.objective, self.network, self.conditioner, self.first_stage, self.latent_shape, self.descent,
                               draw).build()
 
@@ -156,7 +86,7 @@ def build(config: Mapping, facts: choices.Facts, first: FirstStage | None = None
     if task == "autoencoder":
         make("autoencoder", choices.autoencoder_of, config, facts)
         make("loss", choices.loss_of, config)
-        make("revival", choices.struct_of, Revival, config["revival"], "config.revival")
+        make("revival", fill, Revival, config["revival"], "config.revival")
         make("critic", choose, CRITICS, config["critic"], "config.critic", descent=made.get("descent"))
     else:
         make("first_stage", choices.first_stage_for, first, facts)
@@ -164,9 +94,13 @@ def build(config: Mapping, facts: choices.Facts, first: FirstStage | None = None
             made["autoencoder"] = made["first_stage"].module
             make("network", choices.network_of, config, made["autoencoder"].latent_channels)
         make("conditioner", choose, CONDITIONERS, config["conditioner"], "config.conditioner", classes=facts.classes)
-        make("objective", choices.objective_of, config)
-        make("sampling", choices.sampling_of, config, made.get("objective"))
+        if "network" in made and "conditioner" in made:
+            make("fits", choices.check_network, made["network"], made["conditioner"], facts.resolution // made["autoencoder"].factor)
+        parts = choices.objective_parts(config, problems)
+        make("sampling", choices.sampling_of, config, parts.get("schedule"), parts.get("time_input"))
     problems.check()
+    if task == "diffusion":
+        made["objective"] = Objective(**parts)
     fields = {f.name for f in dataclasses.fields(Experiment)}
     return Experiment(**{name: made.get(name) for name in fields - {"task", "facts"}}, task=task, facts=facts)
 
@@ -179,13 +113,55 @@ SECTIONS = {
 }
 
 
+INNER = {
+    "data": ("source", "transforms", "resolution", "batch"),
+    "run": ("steps", "log_every", "evaluate_every", "preview_every", "preview_images", "save_every", "keep_last", "keep_every", "best",
+            "profile_steps", "reader_threads", "mesh"),
+    "latent_units": ("images",),
+}
+SCALARS = {"seed": int, "first_stage": str, "clip_norm": float, "accumulate": int, "init_from": str}
+
+
 def check_keys(config: Mapping) -> None:
-    """Raises UserError if a config lacks a section of its task, or has one that its task does not read."""
-    task = config.get("task")
+    """Checks the form of a config, before anything is looked up in it.
+
+    Raises:
+      UserError: all that is wrong, one line each: a section of its task that it lacks or does not read, a scalar of another type,
+        a number that is not finite.
+    """
+    task, problems = config.get("task"), Problems()
     if task not in TASKS:
         raise UserError(f"config.task={task!r}: expected one of {nearest(task, TASKS)}")
-    missing = [key for key in SECTIONS[task] if key not in config]
-    unknown = [key for key in config if key not in SECTIONS[task]]
-    if missing or unknown:
-        raise UserError(f"config: a config of task {task!r} " + "; ".join(
-            [f"needs {', '.join(missing)}"] * bool(missing) + [f"does not read {', '.join(unknown)}"] * bool(unknown)))
+    problems.lines += _wrong_keys(config, SECTIONS[task], "config", f"a config of task '{task}'")
+    for name in INNER.keys() & config.keys():
+        problems.lines += _wrong_keys(config[name], INNER[name], f"config.{name}", "it")
+    for name in SCALARS.keys() & config.keys():
+        if not fits(config[name], SCALARS[name]):
+            problems.lines.append(f"config.{name}={config[name]!r}: expected {SCALARS[name].__name__}, got {type(config[name]).__name__}")
+    problems.lines += [f"{where}={value}: expected a finite number" for where, value in _numbers(config, "config")
+                       if not math.isfinite(value)]
+    problems.check()
+    with problems.noted():
+        choices.whole(config["data"]["batch"], "config.data.batch", 1)
+    with problems.noted():
+        choices.whole(config["data"]["resolution"], "config.data.resolution", 1)
+    problems.check()
+
+
+def _wrong_keys(section, known: tuple, where: str, who: str) -> list[str]:
+    if not isinstance(section, Mapping):
+        return [f"{where}={section!r}: expected a section of {', '.join(known)}"]
+    told = [f"{where}: {who} needs {', '.join(missing)}" for missing in [[k for k in known if k not in section]] if missing]
+    return told + [f"{where}.{key}: {who} does not read {key!r}; it reads: {nearest(key, known)}" for key in section if key not in known]
+
+
+def _numbers(value, where: str):
+    """(place, number) for every float in a config."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _numbers(inner, f"{where}.{key}")
+    elif isinstance(value, tuple):
+        for i, inner in enumerate(value):
+            yield from _numbers(inner, f"{where}[{i}]")
+    elif isinstance(value, float):
+        yield where, value

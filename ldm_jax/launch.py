@@ -28,7 +28,7 @@ from ldm_jax.models.units import measure_units
 from ldm_jax.train import loop, sharding
 from ldm_jax.train.report import Report, say
 from ldm_jax.train.state import State, abstract_state, born_sharded, from_items, to_items
-from ldm_jax.workdir import CONFIG, open_workdir, refuse_changes, same_everywhere
+from ldm_jax.workdir import CONFIG, lost_hosts_told, open_workdir, passed_by_all, refuse_changes, same_everywhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,7 @@ def prepare(config: Mapping) -> Prepared:
     source = held_out = first = mesh = perceptual = None
     with problems.noted():
         source, held_out = choices.open_source(config, "train"), choices.open_source(config, "test")
+        choices.check_image(config, source)
     with problems.noted():
         mesh = sharding.make_mesh(choices.layout_of(config))
         sharding.check_batch(config["data"]["batch"], mesh)
@@ -79,7 +80,7 @@ def prepare(config: Mapping) -> Prepared:
 
 def stage_of(job: Prepared):
     draw = functools.partial(preview_samples, job.experiment) if job.experiment.task == "diffusion" else None
-    return job.experiment.stage(draw, job.perceptual[0] if job.perceptual else None)
+    return job.experiment.stage(draw)
 
 
 def preview_samples(experiment: ex.Experiment, params, frozen, batch, key):
@@ -99,30 +100,35 @@ def frozen_of(job: Prepared) -> dict:
     if job.experiment.task == "diffusion":
         frozen["first_stage"] = job.first.params if job.first else {}
     if job.perceptual:
-        frozen["perceptual"] = jax.device_put(job.perceptual[1], sharding.replicated(job.mesh))
+        everywhere = sharding.replicated(job.mesh)
+        frozen["perceptual"] = jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, everywhere, lambda i: x[i]), job.perceptual)
     return frozen
 
 
+@lost_hosts_told()
 def train(config: Mapping, workdir: str) -> State:
     """Trains to config.run.steps, from the newest valid step of the workdir if there is one.
 
     Raises:
       UserError: a bad config, data, first stage or workdir; what is in the workdir is left as it is.
+      MachineError: hosts that differ, or one that is gone.
     """
     if not workdir:
         raise UserError("--workdir is missing; for example --workdir=runs/demo/autoencoder")
-    job = prepare(config)
-    if job.first:  # from here on the config names it as seen from the workdir, so that both may move together
-        config = dict(config) | {"first_stage": relative_path(job.first.folder, workdir)}
-        job = dataclasses.replace(job, config=config)
-    folder = open_workdir(workdir, config)
+    with passed_by_all():
+        job = prepare(config)
+        if job.first:  # from here on the config names it as seen from the workdir, so that both may move together
+            config = dict(config) | {"first_stage": relative_path(job.first.folder, workdir)}
+            job = dataclasses.replace(job, config=config)
+        folder = open_workdir(workdir, config)
+    same_everywhere({"config": config, "data": job_fingerprint(job), "first_stage": job.first and job.first.digest})
     run, experiment = config["run"], job.experiment
     stage, key = stage_of(job), base_key(experiment.seed)
     best = tuple(run["best"]) if run["best"][0] else None
     with Store(folder / "checkpoints", keep_last=run["keep_last"], keep_every=run["keep_every"], best=best) as store:
         state, seconds = open_state(job, store, stage, key)
         first = int(state.step)
-        same_everywhere({"config": {k: v for k, v in config.items() if k != "run"}, "step": first, "data": job_fingerprint(job)})
+        same_everywhere({"step": first})
         if jax.process_index() == 0:
             write_atomically(folder / CONFIG, json.dumps(config, indent=1) + "\n")
         report = Report(folder, first, experiment.plan.steps, experiment.batch)

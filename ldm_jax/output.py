@@ -1,20 +1,25 @@
 """Sampling from the command line: labels and seeds to a folder of pictures that says how they were made."""
 
+import ast
 import dataclasses
 import io
 import json
+import re
 from collections.abc import Mapping
 
 import jax
 import numpy as np
 from etils import epath
 
+from ldm_jax import choices
 from ldm_jax.checkpoint.digests import write_atomically
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import SEED_LIMIT, check_seed
 from ldm_jax.ops.images import make_grid, write_png
 from ldm_jax.pipeline import Model
 
+PAGE = "samples.json"  # written last: a folder without it is not finished
+UNFINISHED = ".samples.unfinished"  # stands while a folder is written, so that an interrupted one is known as ours
 GRID_LIMIT = 256  # images in grid.png; a larger one is a picture of dots
 
 
@@ -48,24 +53,30 @@ class Request:
 
 def parse_labels(text: str) -> tuple[int, ...]:
     """"0,1,2" or "0-9" or "" -> a tuple of ints."""
-    try:
-        labels: list[int] = []
-        for part in filter(None, text.replace(" ", "").split(",")):
-            low, _, high = part.partition("-") if not part.startswith("-") else (part, "", "")
-            labels += range(int(low), int(high or low) + 1)
-        return tuple(labels)
-    except ValueError:
-        raise UserError(f"--labels={text!r}: expected whole numbers, as 0,1,2 or 0-9") from None
+    labels: list[int] = []
+    for part in text.replace(" ", "").split(",") if text else ():
+        found = re.fullmatch(r"(-?\d+)(?:-(\d+))?", part)
+        if not found or (found[2] and int(found[2]) < int(found[1])):
+            raise UserError(f"--labels={text!r}: expected whole numbers, as 0,1,2 or 0-9")
+        labels += range(int(found[1]), int(found[2] or found[1]) + 1)
+    return tuple(labels)
 
 
-def parse_choice(text: str) -> str | dict | None:
-    """A name, or a section as JSON {"name": ..., ...}; None for ""."""
+def parse_choice(text: str, where: str) -> str | dict | None:
+    """A name, or a section as {"name": ..., ...}; None for "".
+
+    Raises:
+      UserError: braces around something else.
+    """
     if not text.startswith("{"):
         return text or None
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{text}: not JSON: {error}") from None
+        section = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        section = None
+    if not isinstance(section, dict):
+        raise UserError(f"{where}={text}: expected a name, or a section, as {where}='{{\"name\":\"ddim\",\"eta\":1.0}}' (mind the quotes)")
+    return section
 
 
 def sample_to(model: Model, request: Request, out: str, progress=None) -> np.ndarray:
@@ -76,38 +87,40 @@ def sample_to(model: Model, request: Request, out: str, progress=None) -> np.nda
     Raises:
       UserError: `out` holds other files than samples, or cannot be written.
     """
-    folder = _folder(out)
+    folder = _checked(out)
     sampling = model.sampling(**request.sampling)
+    choices.sampling_table(model.experiment.objective, sampling)
     told = model.condition(request.label_of_each) if request.labels else None
-    images = model.sample(told, seeds=request.seeds, batch_size=request.batch_size, progress=progress, rounding=request.rounding,
-                          **request.sampling)
-    if jax.process_index() == 0:
-        _write(folder, images, request, sampling, model.digest)
-    return images
-
-
-def _folder(out: str) -> epath.Path:
-    if not out:
-        raise UserError("--out is missing; for example --out=samples")
-    folder = epath.Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={out} cannot be made: {error}") from None
-    if any(folder.iterdir()) and not (folder / "samples.json").exists() and not _is_ours(folder):
+    images = model.sample(told, seeds=request.seeds, batch_size=request.batch_size, progress=progress, rounding=request.rounding,
+                          **request.sampling)
+    if jax.process_index() == 0:
+        try:
+            _write(folder, images, request, sampling, model.digest)
+        except OSError as error:
+            raise UserError(f"--out={out} cannot be written: {error}") from None
+    return images
+
+
+def _checked(out: str) -> epath.Path:
+    """The folder, if writing into it cannot cost anybody a file."""
+    folder = epath.Path(out)
+    if not out or folder.exists() and not folder.is_dir():
+        raise UserError(f"--out={out}: expected a folder, as --out=samples")
+    if folder.exists() and any(folder.iterdir()) and not any((folder / name).exists() for name in (PAGE, UNFINISHED)):
         raise UserError(f"--out={out} holds other files; name an empty folder, or one that samples were written to before")
     return folder
 
 
-def _is_ours(folder: epath.Path) -> bool:
-    """Whether a folder holds only what an interrupted run of this command may have left."""
-    names = [path.name.lstrip(".") for path in folder.iterdir()]
-    return all(name.split(".")[0].isdigit() or name.startswith(("grid.png", "samples.")) for name in names)
-
-
 def _write(folder: epath.Path, images: np.ndarray, request: Request, sampling: Mapping, digest: str) -> None:
+    """Replaces what an earlier call wrote, and nothing else."""
+    (folder / UNFINISHED).write_text("")
+    (folder / PAGE).unlink(missing_ok=True)
     for old in folder.iterdir():
-        if old.name == "samples.json" or old.suffix == ".png":
+        if re.fullmatch(r"\d{6,}\.png", old.name):
             old.unlink()
     for i, image in enumerate(images):
         write_png(folder / f"{i:06d}.png", image)
@@ -121,7 +134,8 @@ def _write(folder: epath.Path, images: np.ndarray, request: Request, sampling: M
     each = [{"file": f"{i:06d}.png", "seed": seed, "condition": {"label": label}} for i, (seed, label) in
             enumerate(zip(request.seeds, request.label_of_each or [None] * len(images)))]
     page = {"model_digest": digest, **sampling, "rounding": request.rounding, "images": each}
-    write_atomically(folder / "samples.json", json.dumps(page, indent=1) + "\n")
+    write_atomically(folder / PAGE, json.dumps(page, indent=1) + "\n")
+    (folder / UNFINISHED).unlink()
 
 
 def _columns(request: Request, number: int) -> int | None:
@@ -133,6 +147,4 @@ def _columns(request: Request, number: int) -> int | None:
 def _write_bytes(path: epath.Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(data)
-    partial.rename(path)
-
-
+    partial.replace(path)

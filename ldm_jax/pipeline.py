@@ -15,8 +15,10 @@ from ldm_jax import experiment as ex
 from ldm_jax.checkpoint.bundle import write_bundle
 from ldm_jax.checkpoint.manifest import Manifest
 from ldm_jax.config_tree import from_json
+from ldm_jax.core.choose import nearest
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key
+from ldm_jax.core.shapes import expect
 from ldm_jax.core.trees import content_digest, count
 from ldm_jax.core.types import Condition
 from ldm_jax.diffusion.guidance import Guided
@@ -114,8 +116,15 @@ class Model:
         return _null(self.experiment.conditioner, self.params["conditioner"], number)
 
     def sampling(self, **changes) -> dict:
-        """The model's own way to sample, with what is not None changed: sampler, grid (a name or a section), steps, guidance, strength."""
+        """The model's own way to sample, with what is not None changed: sampler, grid (a name or a section), steps, guidance.
+
+        Raises:
+          UserError: any other name; what belongs to a sampler or a grid stands in its section.
+        """
         self._need_diffusion("sampling")
+        for name in changes.keys() - set(choices.SAMPLING):
+            raise UserError(f"{name}={changes[name]!r}: sampling takes {nearest(name, choices.SAMPLING)}; a key of a sampler or a grid stands "
+                            'in its section, as sampler={"name": "ddim", "eta": 1.0}')
         section = dict(self.experiment.sampling)
         return section | {name: value for name, value in changes.items() if value is not None}
 
@@ -129,7 +138,7 @@ class Model:
           batch_size: images at a time, over all devices.
           progress: called with the number of images done after each batch.
           rounding: "round", or "truncate" as the LDM scripts do.
-          **sampling: sampler, grid, steps, guidance, strength; see `sampling`.
+          **sampling: sampler, grid, steps, guidance; see `sampling`.
 
         Raises:
           UserError: an unknown name, a number out of range, conditions that are not N.
@@ -169,6 +178,7 @@ class Model:
 
     def decode(self, latents: np.ndarray, rounding: str = "round") -> np.ndarray:
         """Unit-variance latents [N, h, w, c] -> images uint8 [N, H, W, C]."""
+        expect("latents", np.asarray(latents), "N h w c", c=self.experiment.latent_shape[2])
         return to_uint8(fetch(_decode(self.first_stage, self.first_params, jnp.asarray(latents, jnp.float32))), rounding)
 
     def _spread(self, condition: Condition | None, number: int) -> Condition:

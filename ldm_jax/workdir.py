@@ -1,5 +1,6 @@
 """The doors of a run: its hosts, and its folder."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -67,14 +68,51 @@ def refuse_changes(saved: Mapping, now: Mapping, folder) -> None:
                         "Only config.run may change; give back the old values, or use another --workdir")
 
 
-def same_everywhere(facts: Mapping) -> None:
-    """Raises MachineError unless all hosts have the same config, data and step."""
-    if jax.process_count() == 1:
-        return
+def _from_everyone(digest: bytes) -> list[bytes]:
+    """The bytes that each host gives, as many from each, by the number of the host."""
     from jax.experimental import multihost_utils
 
-    digest = np.frombuffer(hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest(), np.uint8)
-    everyone = multihost_utils.process_allgather(digest)
-    differing = [i for i, other in enumerate(everyone) if not np.array_equal(other, everyone[0])]
+    return [row.tobytes() for row in multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))]
+
+
+def same_everywhere(facts: Mapping) -> None:
+    """Raises MachineError unless all hosts have the same facts, JSON-able: config, data, first stage, step."""
+    if jax.process_count() == 1:
+        return
+    everyone = _from_everyone(hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest())
+    differing = [i for i, other in enumerate(everyone) if other != everyone[0]]
     if differing:
-        raise MachineError(f"hosts {differing} have another config, data or step than host 0: start all with the same command")
+        raise MachineError(f"hosts {differing} have another {' or '.join(facts)} than host 0: start all with the same command")
+
+
+@contextlib.contextmanager
+def passed_by_all():
+    """A door that every host passes or none: a UserError inside it on some hosts ends the others too, at once.
+
+    Raises:
+      UserError: this host's own.
+      MachineError: another host's, on the hosts that have none.
+    """
+    error = None
+    try:
+        yield
+    except UserError as refused:
+        error = refused
+    refusing = []
+    if jax.process_count() > 1:
+        refusing = [i for i, said in enumerate(_from_everyone(bytes([error is not None]))) if said != b"\0"]
+    if error is not None:
+        raise error
+    if refusing:
+        raise MachineError(f"hosts {refusing} refused their config, data or files, and say why themselves")
+
+
+@contextlib.contextmanager
+def lost_hosts_told():
+    """On several hosts, an error of the runtime is most often a host that is gone: a MachineError then."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise MachineError(f"another host has ended, or cannot be reached: {' '.join(str(error).split())[:300]}") from error

@@ -57,14 +57,14 @@ def updated(config, changes):
 
 @pytest.fixture(scope="session")
 def make_autoencoder_config():
-    from ldm_jax.experiment import plain
+    from ldm_jax.config_file import plain
 
     return lambda **changes: plain(tiny_autoencoder(**changes))
 
 
 @pytest.fixture(scope="session")
 def make_ldm_config():
-    from ldm_jax.experiment import plain
+    from ldm_jax.config_file import plain
 
     return lambda first_stage, **changes: plain(tiny_ldm(first_stage, **changes))
 

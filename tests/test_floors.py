@@ -14,7 +14,8 @@ LINES, FUNCTION_LINES = 300, 60
 LONGER: set[str] = set()  # "ldm_jax/x.py" or "ldm_jax/x.py::function", each with a reason beside it
 
 LOWER = {"core", "ops", "nn", "diffusion", "models", "data", "checkpoint", "interop"}
-SEVEN = {"choices", "config_tree", "describe", "evaluate", "experiment", "launch", "loading", "output", "pipeline", "workdir"}
+SEVEN = {"choices", "config_file", "config_tree", "describe", "evaluate", "experiment", "launch", "loading", "output", "pipeline",
+         "workdir"}
 ALL = LOWER | {"train", "evals"} | SEVEN
 MAY_IMPORT = {  # of ours, beside itself
     "core": set(), "ops": {"core"}, "nn": {"core", "ops"}, "diffusion": {"core", "ops"}, "models": {"core", "ops", "nn"},
@@ -28,9 +29,9 @@ NEVER_ON = {"core": LEARNERS, "ops": LEARNERS, "diffusion": LEARNERS, "data": LE
 NEVER = {"torch", "torchvision", "tensorflow", "diffusers", "skimage", "scipy", "yaml", "marshal", "shelve", "dill", "cloudpickle",
          "joblib", "imp", "runpy"}
 NEVER_MODULES = {"clu.metric_writers"}  # it imports TensorFlow
-ONE_READER = {"ml_collections": {"ldm_jax/experiment.py"}, "pickle": {"ldm_jax/interop/torch_pickle.py"},
-              # experiment.py runs the user's config file; __init__.py imports its own public names when they are used
-              "importlib": {"ldm_jax/experiment.py", "ldm_jax/__init__.py"}}
+ONE_READER = {"ml_collections": {"ldm_jax/config_file.py"}, "pickle": {"ldm_jax/interop/torch_pickle.py"},
+              # config_file.py runs the user's config file; __init__.py imports its own public names when they are used
+              "importlib": {"ldm_jax/config_file.py", "ldm_jax/__init__.py"}}
 HARMLESS = ("importlib.metadata", "importlib.resources")
 DATA_FROM_CORE = ("ldm_jax.core.errors", "ldm_jax.core.choose", "ldm_jax.core.shapes", "ldm_jax.core.keys.check_seed",
                   "ldm_jax.core.keys.SEED_LIMIT")  # the rest of core calls jax
@@ -147,7 +148,7 @@ def test_the_list_of_exceptions_is_not_stale():
 def test_ml_collections_is_named_in_one_file_only():
     """Catches a second reader of ConfigDict that gets at it without an import (DESIGN: the word stands in no other file)."""
     named = {file.name for file in (ROOT / "ldm_jax").rglob("*.py") if "ml_collections" in file.read_text("utf-8")}
-    assert named <= {"experiment.py"}
+    assert named <= {"config_file.py"}
 
 
 PLANTED = {
@@ -201,9 +202,9 @@ ALLOWED = {
     "lengths at the limit": ("ldm_jax/core/x.py", "def f():\n" + "    x = 1\n" * 59 + "x = 1\n" * 240),
     "versions of libraries": ("ldm_jax/checkpoint/x.py", "from importlib.metadata import version"),
     "a seed check in data": ("ldm_jax/data/x.py", "from ldm_jax.core.keys import check_seed\nfrom ldm_jax.core import errors"),
-    "floor 7 from the cli": ("ldm_jax/cli/x.py", "import ldm_jax as ldm\nfrom ldm_jax.experiment import config_flag"),
+    "floor 7 from the cli": ("ldm_jax/cli/x.py", "import ldm_jax as ldm\nfrom ldm_jax.config_file import config_flag"),
     "safe numpy files": ("ldm_jax/data/x.py", "import numpy as np\nnp.load('x', allow_pickle=False)"),
-    "the config reader": ("ldm_jax/experiment.py", "import ml_collections\nfrom ldm_jax.train import loop\nfrom ldm_jax import evals"),
+    "the config reader": ("ldm_jax/config_file.py", "import ml_collections\nfrom ldm_jax.train import loop\nfrom ldm_jax import evals"),
 }
 
 

@@ -63,3 +63,15 @@ def test_the_measurement_sees_a_heavy_library():
     """Catches a measurement that would pass whatever the package did."""
     found = measure("sklearn, ldm_jax")
     assert "sklearn" in found["modules"] and found["wall"] > 0
+
+
+def test_every_module_imports():
+    """Catches a name that moved, or an import that only one generation of the stack has. Commands each define flags, so they are run."""
+    everything = ("import importlib, pkgutil, ldm_jax\n"
+                  "for m in pkgutil.walk_packages(ldm_jax.__path__, 'ldm_jax.'):\n"
+                  "    if not m.name.startswith('ldm_jax.cli.') or m.name == 'ldm_jax.cli.entry': importlib.import_module(m.name)\n"
+                  "import grain, sklearn, tensorboardX, tensorflow_datasets, clu.parameter_overview\n"
+                  "from orbax.checkpoint import v1")
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu")
+    done = subprocess.run([sys.executable, "-c", everything], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

@@ -1,12 +1,14 @@
-"""Untried (numbers follow)."""
+"""Stage 1 of the demo: digits at f = 4, two latent channels. Untried at these settings (numbers follow)."""
 
 from configs.common import autoencoder
 
 
 def get_config():
     config = autoencoder()
-    config.model.update(width=16, multipliers=(1, 2, 4), blocks=1, middle_attention=False)
+    config.model.update(width=16, multipliers=(1, 2, 4), blocks=1, middle_attention=False, latent_channels=2)
     config.data.batch = 32
-    config.learning_rate.update(peak=2e-3, warmup=30, steps=800)
-    config.run.update(steps=800, log_every=50, evaluate_every=400, preview_every=400, save_every=400)
+    config.learning_rate.update(peak=2e-3, warmup=30, steps=300)
+    config.ema.decay = 0.99
+    config.revival.update(threshold=0.1, every=20)  # read with a VQ bottleneck only
+    config.run.update(steps=300, log_every=50, evaluate_every=150, preview_every=150, save_every=150)
     return config

@@ -1,4 +1,4 @@
-"""Untried (numbers follow)."""
+"""Stage 2 of the demo: class-conditional diffusion on the digits' latents. Untried at these settings (numbers follow)."""
 
 from configs.common import ldm
 
@@ -6,4 +6,12 @@ from configs.common import ldm
 def get_config():
     config = ldm()
     config.first_stage = "runs/demo/autoencoder"
+    config.network.update(time_width=128, levels=(
+        dict(width=48, blocks=1, attention="none", heads=1, depth=1, down="conv"),
+        dict(width=96, blocks=1, attention="plain", heads=4, depth=1, down="none"),
+    ))
+    config.learning_rate.update(peak=2e-3, warmup=50, steps=1000)
+    config.ema.decay = 0.995
+    config.sampling.guidance = 1.25
+    config.run.update(steps=1000, log_every=100, evaluate_every=500, preview_every=500, save_every=500)
     return config

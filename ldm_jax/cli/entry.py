@@ -1,7 +1,8 @@
-"""From a command to its exit status: flags are parsed, errors become one clear line."""
+"""From a command to its exit status: flags are parsed, errors become one clear line. Light: a wrong flag is told before jax is imported."""
 
 import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -11,12 +12,14 @@ from absl import flags
 from ldm_jax.core.errors import MachineError, NumbersWentBad, Preempted, UserError
 
 STATUS_OTHER, STATUS_INTERRUPTED = 1, 130
+HELP = ("-h", "-help", "--help", "--helpfull", "--helpshort")
 flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
-def run(main: Callable, argv: list[str] | None = None) -> None:
+def run(main: Callable, argv: list[str] | None = None, words: tuple[str, ...] = ()) -> None:
     """Parses flags, calls main(), and exits: 0 done, 2 bad arguments, config, data or checkpoint, 5 numbers went bad, 6 hosts or
-    hardware, 75 preempted and saved, 130 interrupted, 1 anything else. `--debug` shows tracebacks.
+    hardware, 75 preempted and saved, 130 interrupted, 1 anything else. `--debug` shows tracebacks, `--help` the flags.
+    With `words`, the first argument is one of them, and main is called with it.
 
     On several processes a failing one ends hard, so that the others are told at once instead of waiting for it.
     """
@@ -24,8 +27,13 @@ def run(main: Callable, argv: list[str] | None = None) -> None:
     debug = any(a in ("--debug", "--debug=true") for a in argv)
     status = 0
     try:
+        if any(a in HELP for a in argv[1:]):
+            print(help_page(sys.modules["__main__"].__doc__ or ""), flush=True)
+            sys.exit(0)
+        given = [_word(argv, words)] if words else []
         parse(argv)
-        main()
+        main(*given)
+        sys.stdout.flush()
     except (UserError, NumbersWentBad, MachineError, Preempted) as error:
         status = error.status
         tell(str(error), debug)
@@ -34,6 +42,8 @@ def run(main: Callable, argv: list[str] | None = None) -> None:
         tell("interrupted", debug)
     except SystemExit:
         raise
+    except BrokenPipeError:  # whoever read our output, as `| head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:  # noqa: BLE001  (the last resort of a command)
         status = STATUS_OTHER
         tell(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", debug)
@@ -43,6 +53,13 @@ def run(main: Callable, argv: list[str] | None = None) -> None:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _word(argv: list[str], words: tuple[str, ...]) -> str:
+    """Takes the first argument out of argv."""
+    if len(argv) < 2 or argv[1] not in words:
+        raise UserError(f"{' '.join(argv[1:2])!r}: the first argument is one of {', '.join(words)}; --help says more")
+    return argv.pop(1)
 
 
 def tell(line: str, debug: bool) -> None:
@@ -55,16 +72,49 @@ def tell(line: str, debug: bool) -> None:
 
 def parse(argv: list[str]) -> None:
     """absl flags, with every refusal a UserError of one line."""
+    if "config" in flags.FLAGS:
+        from ldm_jax.config_file import check_flag
+
+        check_flag(argv)
     try:
         left = flags.FLAGS(argv)
-    except flags.Error as error:
-        raise UserError(str(error).splitlines()[0]) from None
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        from ldm_jax.experiment import explain_override
-
-        raise UserError(explain_override(error, argv)) from None
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(_in_plain_words(str(error))) from None
+    for name, flag in flags.FLAGS.flag_values_dict().items():
+        if flag == "" and flags.FLAGS[name].default is None:
+            raise UserError(f"--{name} is missing: {flags.FLAGS[name].help}")
     if len(left) > 1:
-        raise UserError(f"{left[1]!r}: not a flag; every argument starts with --")
+        raise UserError(f"{left[1]!r}: not a flag; every argument starts with --, as --name=value")
+
+
+# How absl says that a value is of another type, and what was expected then.
+_KINDS = ((r"invalid literal for int", "a whole number in digits, as 1000"), (r"could not convert string to float", "a number"),
+          (r"Non-boolean argument", "true or false"), (r"required, found|Failed to parse (<|.* as a ConfigDict)",
+          'a Python literal, as \'{"name":"cosine"}\' for a section, or (1, 2) for a tuple'))
+
+
+def _in_plain_words(message: str) -> str:
+    line = message.strip().splitlines()[0]
+    missing = re.match(r"flag --(\w+)=None: Flag --\w+ must have a value", line)
+    if missing:
+        return f"--{missing.group(1)} is missing: {flags.FLAGS[missing.group(1)].help}"
+    wrong = re.match(r"flag (--[\w.]+=.*?): (.*)", line)
+    for pattern, expected in _KINDS:
+        if wrong and re.search(pattern, wrong.group(2)):
+            return f"{wrong.group(1)}: expected {expected}"
+    return line
+
+
+def help_page(about: str) -> str:
+    """What the command does, with an example; then its own flags, and those that all commands share, with their defaults."""
+    by_module = flags.FLAGS.flags_by_module_dict()
+    ours = by_module.get("ldm_jax.config_file", []) + by_module.get(sys.argv[0], [])  # absl calls the main module by argv[0]
+    shared = by_module.get("ldm_jax.cli.entry", [])
+    lines = [about.strip(), ""]
+    for flag in [*ours, *sorted(shared, key=lambda flag: flag.name == "debug")]:
+        default = "" if flag.boolean or flag.default in (None, "") else f" [{flag.default}]"
+        lines.append(f"  --{flag.name:<14}{flag.help}{default}")
+    return "\n".join(lines)
 
 
 def _several_processes() -> bool:

@@ -19,7 +19,8 @@ PROCESSES = entry.process_flags()
 def main() -> None:
     from ldm_jax import evaluate, output, pipeline, workdir
 
-    sampling = {"sampler": output.parse_choice(SAMPLER.value), "steps": STEPS.value, "guidance": GUIDANCE.value}
+    evaluate.check_out(OUT.value)
+    sampling = {"sampler": output.parse_choice(SAMPLER.value, "--sampler"), "steps": STEPS.value, "guidance": GUIDANCE.value}
     request = output.Request(NUMBER.value, SEED.value, batch_size=BATCH.value, sampling=sampling)
     workdir.initialise(*PROCESSES())
     model = pipeline.load(MODEL.value, weights=WEIGHTS.value)

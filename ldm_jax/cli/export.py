@@ -5,8 +5,8 @@ from absl import flags
 from ldm_jax.cli import entry
 
 MODEL = flags.DEFINE_string("model", None, "A run folder, one step of it, or a bundle.", required=True)
-OUT = flags.DEFINE_string("out", None, "A folder that is not there yet.", required=True)
-WEIGHTS = flags.DEFINE_string("weights", "ema", "ema, the moving average where the run kept one, or raw.")
+OUT = flags.DEFINE_string("out", None, "The folder to write, new or empty.", required=True)
+WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or the raw weights.")
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import inspect
+import json
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -59,15 +60,17 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def literal(name: str, section: Mapping, accepted) -> str:
-    """The section with only the keys that the choice takes, as it can be typed on the command line."""
-    kept = {"name": name} | {k: v for k, v in section.items() if k in accepted}
-    return "{" + ",".join(f'"{k}":{_json(v)}' for k, v in kept.items()) + "}"
+    """The section with only the keys that the choice takes, as it can be typed on the command line between single quotes."""
+    return typed(({"name": name} if name else {}) | {k: v for k, v in section.items() if k in accepted})
 
 
-def _json(value) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f'"{value}"' if isinstance(value, str) else repr(value)
+def typed(value) -> str:
+    """A config value as a Python literal without a single quote in it."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{typed(str(k))}:{typed(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "(" + "".join(f"{typed(v)}," for v in value) + ")"
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def choose(table: Mapping[str, Callable], section: Mapping[str, Any], where: str, **given: Any) -> Any:
@@ -83,29 +86,45 @@ def choose(table: Mapping[str, Callable], section: Mapping[str, Any], where: str
       UserError: no name, an unknown name (the known ones are listed, nearest first), a key that the choice does not
         take (with the literal to type), a missing key, or a value of another type.
     """
+    if not isinstance(section, Mapping):
+        raise UserError(f"{where}={section!r}: expected a section, as dict(name=...), its name one of {nearest('', table)}")
     section = dict(section)
     name = section.pop("name", None)
     if not isinstance(name, str) or name not in table:
         raise UserError(f"{where}.name={name!r}: expected one of {nearest(name, table)}")
-    function = table[name]
+    return _called(table[name], section, where, name, given)
+
+
+def fill(kind: Callable, section: Mapping[str, Any], where: str, **given: Any) -> Any:
+    """Calls `kind` with a section that has no name, there being no choice. Arguments and errors as in `choose`."""
+    if not isinstance(section, Mapping):
+        raise UserError(f"{where}={section!r}: expected a section, as dict(key=value, ...) of {nearest('', takes(kind))}")
+    return _called(kind, dict(section), where, "", given)
+
+
+def _called(function: Callable, section: dict, where: str, name: str, given: Mapping[str, Any]) -> Any:
     accepted = takes(function)
     open_to_config = {k: p for k, p in accepted.items() if k not in given}
     for key, value in section.items():
         if key not in open_to_config:
             keys = nearest(key, open_to_config) or "no keys"
-            raise UserError(f"{where}.{key}: '{name}' does not take {key}; it takes: {keys}. To replace the section "
-                            f"whole, write --{where}='{literal(name, section, open_to_config)}'")
+            whole = f". To replace the section whole, write --{where}='{literal(name, section, open_to_config)}'"
+            raise UserError(f"{where}.{key}: {_quoted(name) or where} does not take {key}; it takes: {keys}" + whole * (where[-1] != "]"))
         kind = _annotation(function, key, accepted[key])
         if not fits(value, kind):
             raise UserError(f"{where}.{key}={value!r}: expected {_name_of(kind)}, got {type(value).__name__}")
     missing = [k for k, p in accepted.items() if p.default is p.empty and k not in section and k not in given]
     if missing:
-        raise UserError(f"{where}: '{name}' needs {', '.join(missing)}")
+        raise UserError(f"{where}: {_quoted(name) or 'it'} needs {', '.join(missing)}")
     arguments = section | {k: v for k, v in given.items() if k in accepted}
     try:
         return function(**arguments)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+
+
+def _quoted(name: str) -> str:
+    return f"'{name}'" if name else ""
 
 
 def _annotation(function, key: str, parameter: inspect.Parameter) -> Any:

@@ -137,7 +137,8 @@ def _read_ahead(read, width: int, first: int, last: int, threads: int, prefetch:
     few = math.gcd(width, READ_TOGETHER)
     parts = grain.MapDataset.range(first * width // few, last * width // few).map(
         lambda j: _join(np.stack, [read(j * few + r) for r in range(few)]))
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch * width // few if threads else 0)
+    ahead = prefetch * width // few
+    options = grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead if threads else 0)
     whole = parts.to_iter_dataset(options).batch(width // few, drop_remainder=True, batch_fn=lambda some: _join(np.concatenate, some))
     return iter(whole)
 

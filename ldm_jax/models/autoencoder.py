@@ -61,8 +61,9 @@ class Autoencoder(nn.Module):
 
     def _trunk(self) -> Trunk:
         if self.resolution < 1 or self.resolution % self.factor:
+            below = max(1, self.resolution // self.factor) * self.factor
             raise UserError(f"resolution={self.resolution}: expected a multiple of {self.factor}, the factor f of "
-                            f"{len(self.multipliers)} multipliers")
+                            f"{len(self.multipliers)} multipliers; nearest: {below}, {below + self.factor}")
         sides = [self.resolution // 2**i for i in range(len(self.multipliers))]
         unknown = [side for side in self.attention if side not in sides]
         if unknown:

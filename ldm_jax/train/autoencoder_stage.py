@@ -18,6 +18,7 @@ from ldm_jax.core.trees import norm
 from ldm_jax.models.autoencoder import LAST_KERNEL
 from ldm_jax.models.bottleneck import VectorQuantiser, perplexity, revive, usage_start, usage_update
 from ldm_jax.models.discriminator import PatchDiscriminator
+from ldm_jax.models.perceptual import Lpips
 from ldm_jax.train.state import new_state
 from ldm_jax.train.steps import Balance, Descent, Players, Stage, adversarial, weighted_sum
 
@@ -60,6 +61,11 @@ class Revival:
     threshold: float = 0.0
     every: int = 100
 
+    def __post_init__(self):
+        if not 0 <= self.decay < 1 or self.threshold < 0 or self.every < 1:
+            raise UserError(f"decay={self.decay}, threshold={self.threshold}, every={self.every}: expected a decay from 0 to below 1, "
+                            "a threshold of 0 or above, and a number of steps from 1")
+
 
 @dataclasses.dataclass(frozen=True)
 class Critic:
@@ -75,6 +81,8 @@ def patch(descent: Descent, width: int = 64, layers: int = 3, loss: str = "hinge
     """The PatchGAN critic; `weight` is multiplied by the adaptive factor, and is 0 before step `start`."""
     if loss not in CRITIC_LOSSES:
         raise UserError(f"loss={loss!r}: expected one of {', '.join(CRITIC_LOSSES)}")
+    if weight < 0 or start < 0:
+        raise UserError(f"weight={weight}, start={start}: expected numbers of 0 and above")
     return Critic(PatchDiscriminator(width=width, layers=layers), loss, Balance(weight, start), descent)
 
 
@@ -94,7 +102,6 @@ class AutoencoderStage:
     critic: Critic | None
     descent: Descent
     revival: Revival
-    perceptual: Any = None
 
     @property
     def quantised(self) -> bool:
@@ -131,11 +138,12 @@ class AutoencoderStage:
         return self.loss.kl * jnp.mean(out.bottleneck.kl) / (image.shape[1] * image.shape[2] * image.shape[3])
 
     def reconstruction_loss(self, image, frozen, batch):
+        """Pixel and perceptual error [], means over the batch; LPIPS has its parameters in frozen["perceptual"]."""
         error = image - batch["image"]
         pixel = jnp.mean(jnp.abs(error) if self.loss.pixel == "l1" else jnp.square(error))
         if not self.loss.perceptual:
             return pixel, {"loss/pixel": pixel}
-        perceptual = jnp.mean(self.perceptual.apply(frozen["perceptual"], image, batch["image"]))
+        perceptual = jnp.mean(Lpips().apply({"params": frozen["perceptual"]}, image, batch["image"]))
         return pixel + self.loss.perceptual * perceptual, {"loss/pixel": pixel, "loss/perceptual": perceptual}
 
     def logits(self, critic: dict, params, image):

@@ -1,5 +1,6 @@
 """The one training loop: step, log, evaluate, preview, save, and stop well. It knows no stage."""
 
+import contextlib
 import dataclasses
 import signal
 import threading
@@ -14,7 +15,7 @@ from ldm_jax.train.report import Report, floats, say
 from ldm_jax.train.state import State
 from ldm_jax.train.steps import Stage, finish_evaluation
 
-LAG = 2  # metrics are read this many logged steps late, so that the device never waits for the host
+LAG = 2  # metrics are read at most this many logged steps late; the device never waits for the host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,20 +102,20 @@ def run(stage: Stage, state: State, frozen, job: Run) -> State:
     plan, first = job.plan, int(state.step)
     step_function = jax.jit(stage.step, donate_argnums=0)
     session = Session(jax.jit(stage.evaluate), jax.jit(stage.preview), frozen, job, saved=first)
-    with Stopper() as stopper:
+    with Stopper() as stopper, contextlib.closing(Trace(plan.profile, job.report.workdir)) as trace:
         for step, batch in zip(range(first, plan.steps), job.batches):
-            profile(plan, step, job.report)
+            trace.at(step)
             state, metrics = step_function(state, frozen, batch, job.key)
             done = step + 1
             if plan.due(plan.log_every, done):
                 session.pending.append((done, metrics))
-                session.read(state, keep=LAG)
+            session.read(state, keep=LAG)
             if any(plan.due(every, done) for every in (plan.evaluate_every, plan.preview_every, plan.save_every)):
                 session.pause(state, done)
             if stopper.now(done):
                 session.stop(state, done)
         session.read(state)
-    profile(plan, plan.steps, job.report)
+        session.check(state)
     return state
 
 
@@ -127,8 +128,11 @@ class Session:
         self.saved = saved
 
     def read(self, state: State, keep: int = 0) -> None:
-        """Reports all but the last `keep` logged steps, and stops the run if one of them was bad."""
-        while len(self.pending) > keep:
+        """Reports all but the last `keep` logged steps, and stops the run if one of them was bad.
+
+        A single process also reports what happens to be done already; several must all stop at the same step.
+        """
+        while self.pending and (len(self.pending) > keep or jax.process_count() == 1 and self.pending[0][1]["bad"].is_ready()):
             step, metrics = self.pending.popleft()
             values = floats(metrics)
             if values.pop("bad"):
@@ -142,14 +146,19 @@ class Session:
         good = int(state.step)
         if good != self.saved:
             self.job.save(dataclasses.replace(state, bad=jax.numpy.zeros_like(state.bad)), good, {})
+        saved = f"step {good} is saved" if good else "nothing is saved, for no step was good"
         raise NumbersWentBad(f"not finite at step {good}: batch (seed={self.job.seed}, k={good}); "
-                             f"the update was not applied and step {good} is saved. Last seen: {values}")
+                             f"the update was not applied and {saved}. Last seen: {values}")
+
+    def check(self, state: State) -> None:
+        """Stops the run if a step that was not logged was bad."""
+        if bool(state.bad):
+            self.fail(state, {})
 
     def pause(self, state: State, step: int) -> None:
         plan, job = self.job.plan, self.job
         self.read(state)
-        if bool(state.bad):
-            self.fail(state, {})
+        self.check(state)
         params = state.params if state.ema is None else state.ema
         values: dict[str, float] = {}
         if plan.due(plan.evaluate_every, step):
@@ -162,11 +171,11 @@ class Session:
         if plan.due(plan.save_every, step):
             job.save(state, step, values)
             self.saved = step
+        job.report.resume_clock(step)
 
     def stop(self, state: State, step: int) -> None:
         self.read(state)
-        if bool(state.bad):
-            self.fail(state, {})
+        self.check(state)
         if self.saved != step:
             self.job.save(state, step, {})
         raise Preempted(f"stopped by SIGTERM at step {step}; saved")
@@ -181,10 +190,22 @@ def fetch(array: jax.Array):
     return multihost_utils.process_allgather(array, tiled=True)
 
 
-def profile(plan: Plan, step: int, report: Report) -> None:
-    first, last = plan.profile
-    if last > first and step == first:
-        jax.profiler.start_trace(str(report.workdir / "profile"))
-    if last > first and step == min(last, plan.steps):
-        jax.profiler.stop_trace()
-        say(f"profile of steps {first} to {last} written to {report.workdir / 'profile'}")
+class Trace:
+    """A profiler trace of the steps [first, last), or of those of them that are run; (0, 0) for none. Written when it is closed."""
+
+    def __init__(self, span: tuple[int, int], workdir):
+        self.span, self.folder, self.began = span, str(workdir / "profile"), None
+
+    def at(self, step: int) -> None:
+        """Call before each step."""
+        if self.began is None and self.span[0] <= step < self.span[1]:
+            jax.profiler.start_trace(self.folder)
+            self.began = step
+        elif step >= self.span[1]:
+            self.close()
+
+    def close(self) -> None:
+        if self.began is not None:
+            jax.profiler.stop_trace()
+            say(f"profile from step {self.began} on written to {self.folder}")
+            self.began, self.span = None, (0, 0)

@@ -26,15 +26,22 @@ LEARNING_RATES = {"constant": constant, "cosine": cosine}
 
 def adam(learning_rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
     """Adam (arXiv 1412.6980) with the bias corrections."""
+    _check_moments(b1, b2, eps)
     return optax.adam(learning_rate, b1, b2, eps)
 
 
 def adamw(learning_rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.01, decay: str = "kernels"):
     """AdamW (arXiv 1711.05101). decay: "kernels" (arrays of two or more axes) or "all" (torch's default, as in the LDM code)."""
+    _check_moments(b1, b2, eps)
     if decay not in ("kernels", "all"):
         raise UserError(f"decay={decay!r}: expected one of kernels, all")
     mask = None if decay == "all" else lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
     return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
+
+
+def _check_moments(b1: float, b2: float, eps: float) -> None:
+    if not (0 <= b1 < 1 and 0 <= b2 < 1 and eps >= 0):
+        raise UserError(f"b1={b1}, b2={b2}, eps={eps}: expected decays from 0 to below 1 and an eps of 0 or above")
 
 
 OPTIMIZERS = {"adam": adam, "adamw": adamw}

@@ -84,6 +84,10 @@ class Report:
         self.mark, self.marked = now, step
         say(line)
 
+    def resume_clock(self, step: int) -> None:
+        """Leaves the time since the last line (an evaluation, a save) out of the rate."""
+        self.mark, self.marked = time.monotonic(), step
+
     def pictures(self, step: int, name: str, images: dict[str, np.ndarray]) -> None:
         """previews/NAME_STEP.png: one row block for each entry. images: {label: [B, H, W, C] in [-1, 1]}."""
         if not self.active:

@@ -34,7 +34,17 @@ class Layout:
     fsdp: int = 1
     tensor: int = 1
     fsdp_threshold: int = 65_536
-    rules: tuple = ()
+    rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def __post_init__(self):
+        for pattern, spec in self.rules:
+            unknown = [name for name in spec if name and name not in AXES]
+            if unknown:
+                raise UserError(f"rule {(pattern, spec)}: {unknown[0]!r} is no axis of the mesh: {', '.join(AXES)}, or '' for none")
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"rule {(pattern, spec)}: {pattern!r} is no regular expression: {error}") from None
 
 
 def make_mesh(layout: Layout = Layout(), devices=None) -> Mesh:

@@ -1,0 +1,172 @@
+"""The real commands as child processes: their configs, their devices, their ends; and what two finished runs differ in."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS, SAVE_EVERY = 12, 3
+# A loaded machine may keep a CPU collective waiting for longer than XLA's own patience.
+FLAGS = (" --xla_cpu_collective_call_terminate_timeout_seconds=600 --xla_cpu_collective_call_warn_stuck_timeout_seconds=300"
+         " --xla_backend_optimization_level=0")  # the last one halves the time to compile
+
+SMALL = {"model.multipliers": (1, 2), "critic": dict(name="patch", width=8, layers=1, weight=0.8), "latent_units.images": 16,
+         "run.steps": STEPS, "run.save_every": SAVE_EVERY, "run.keep_last": 2}
+CONFIGS = {
+    "kl": ("tiny_autoencoder()", SMALL),
+    "vq": ("tiny_autoencoder()", SMALL | {"model.bottleneck": dict(name="vq", codes=32),
+                                          "revival": dict(decay=0.5, threshold=0.5, every=2)}),
+    "ldm": ("tiny_ldm(FIRST)", {"run.steps": STEPS, "run.save_every": SAVE_EVERY, "run.keep_last": 2, "network.dropout": 0.1}),
+}
+# How a run is spread: forced host devices, processes, and overrides.
+ONE, EIGHT_DATA, TWO = (1, 1, ()), (8, 1, ()), (1, 2, ())
+EIGHT_FSDP = (8, 1, ("--config.run.mesh.fsdp=2", "--config.run.mesh.fsdp_threshold=500"))
+MODULE = """
+from tests.conftest import tiny_autoencoder, tiny_ldm, updated
+FIRST = {first!r}
+def get_config():
+    return updated({call}, {changes!r})
+"""
+
+
+def config_file(folder: pathlib.Path, kind: str, first="", **changes) -> str:
+    """Writes a config module of one of CONFIGS, with dotted changes."""
+    call, fixed = CONFIGS[kind]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{kind}_{len(list(folder.iterdir()))}.py"
+    path.write_text(MODULE.format(first=str(first), call=call, changes=fixed | changes))
+    return str(path)
+
+
+class Running:
+    """One command on one or more processes; what they say goes to files."""
+
+    def __init__(self, command: list[str], log: pathlib.Path, devices: int = 1, processes: int = 1, each=()):
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+                                    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}{FLAGS}"}
+        self.logs, self.processes = [], []
+        address = f"localhost:{free_port()}"
+        for number in range(processes):
+            joined = [f"--coordinator={address}", f"--num_processes={processes}", f"--process_id={number}"] if processes > 1 else []
+            self.logs.append(log.with_name(f"{log.name}_{number}_{time.monotonic_ns()}.log"))
+            with self.logs[-1].open("w") as out:
+                own = list(each[number]) if each else []
+                self.processes.append(subprocess.Popen([sys.executable, *command, *joined, *own], env=environment, cwd=ROOT,
+                                                       stdout=out, stderr=subprocess.STDOUT))
+
+    def said(self, number: int = 0) -> str:
+        return self.logs[number].read_text()
+
+    def wait(self, seconds: float = 240) -> list[int]:
+        """Exit codes; what is still there after `seconds` is killed and counts as a hang."""
+        end = time.monotonic() + seconds
+        try:
+            return [process.wait(max(0.1, end - time.monotonic())) for process in self.processes]
+        except subprocess.TimeoutExpired:
+            told = "\n".join(log.read_text()[-2000:] for log in self.logs)
+            raise AssertionError(f"still running after {seconds} s:\n{told}") from None
+        finally:
+            self.signal(9)
+
+    def finished(self) -> "Running":
+        codes = self.wait()
+        assert set(codes) == {0}, (codes, [log.read_text()[-3000:] for log in self.logs])
+        return self
+
+    def wait_for(self, text: str, seconds: float = 240) -> bool:
+        """Waits until process 0 has said `text`; False if it ended without."""
+        end = time.monotonic() + seconds
+        while text not in self.said():
+            if self.processes[0].poll() is not None:
+                return text in self.said()
+            assert time.monotonic() < end, f"no {text!r} in {seconds} s: {self.said()[-2000:]}"
+            time.sleep(0.01)
+        return True
+
+    def signal(self, number: int) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+        if number == 9:
+            for process in self.processes:
+                process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def train(config: str, workdir: pathlib.Path, how=ONE, *overrides, each=()) -> Running:
+    devices, processes, spread = how
+    command = ["train.py", f"--config={config}", f"--workdir={workdir}", *spread, *overrides]
+    return Running(command, workdir.with_name(workdir.name + "_said"), devices, processes, each)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """The undisturbed runs of a session of tests, each done once. They stand in one folder and know each other by relative paths."""
+
+    folder: pathlib.Path
+
+    @functools.cache  # noqa: B019  (one folder a session)
+    def config(self, kind: str) -> str:
+        return config_file(self.folder / "configs", kind, self.first_stage() if kind == "ldm" else "")
+
+    @functools.cache  # noqa: B019
+    def started(self, kind: str, how) -> tuple[pathlib.Path, Running]:
+        workdir = self.folder / f"{kind}_{how[0]}x{how[1]}_{len(how[2])}"
+        return workdir, train(self.config(kind), workdir, how)
+
+    def whole(self, kind: str, how) -> pathlib.Path:
+        """The workdir of the undisturbed run."""
+        workdir, running = self.started(kind, how)
+        running.finished()
+        return workdir
+
+    def first_stage(self) -> pathlib.Path:
+        """The first stage of every stage 2 run here: stage 1 on one device."""
+        return self.whole("kl", ONE)
+
+
+def shared(factory) -> Shared:
+    """The same for every test file of a session."""
+    return Shared(factory.getbasetemp() / "shared_runs")
+
+
+def lines(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def state_of(workdir, step: int = STEPS) -> dict:
+    """{path: host array} of everything in a saved step."""
+    import numpy as np
+
+    from ldm_jax.checkpoint.store import Store
+    from ldm_jax.core.trees import paths
+
+    store = Store(workdir / "checkpoints", read_only=True)
+    named = {name: store.restore(step, name, store.stored(step, name)) for name in ("params", "ema", "train")}
+    return {path: np.asarray(leaf) for path, leaf in paths(named)}
+
+
+def different(one, other, step: int = STEPS) -> list[str]:
+    """What differs in two runs: arrays by their bytes, records but for seconds, lines of metrics.jsonl."""
+    from ldm_jax.checkpoint.store import Store
+
+    a, b = state_of(one, step), state_of(other, step)
+    found = sorted(a.keys() ^ b.keys())
+    found += [path for path in a.keys() & b.keys() if (a[path].dtype, a[path].shape, a[path].tobytes()) !=
+              (b[path].dtype, b[path].shape, b[path].tobytes())]
+    stores = [Store(place / "checkpoints", read_only=True) for place in (one, other)]
+    found += [name for name in ("data", "manifest") if stores[0].record(step, name) != stores[1].record(step, name)]
+    if (one / "metrics.jsonl").read_text() != (other / "metrics.jsonl").read_text():
+        found.append("metrics.jsonl")
+    return found

@@ -1,0 +1,132 @@
+"""Every config in configs/: what it may hold, that it builds, and what it says of itself; and the page of --dry_run."""
+
+import ast
+import inspect
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.untrained import save_untrained
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.py"))
+DRY_RUN_S = 20
+
+
+def variants() -> list[str]:
+    """FILE.py, or FILE.py:WORD for each word of its ARGUMENTS, of every file with a get_config."""
+    found = []
+    for file in FILES:
+        module = runpy_module(file)
+        if "get_config" not in module:
+            continue
+        takes = inspect.signature(module["get_config"]).parameters
+        assert not takes or module.get("ARGUMENTS"), f"{file}: get_config takes an argument, so ARGUMENTS must list them"
+        found += [f"{file}:{word}" for word in module["ARGUMENTS"]] if takes else [file]
+    return found
+
+
+def runpy_module(file: str) -> dict:
+    import runpy
+
+    return runpy.run_path(str(ROOT / file))
+
+
+VARIANTS = variants()
+
+
+def unfit(value, where: str = "config") -> list[str]:
+    """The places of values that --config.KEY=VALUE could not replace, or that would change on their way through JSON."""
+    from ml_collections import ConfigDict
+
+    if isinstance(value, (ConfigDict, dict)):
+        return [place for key in value for place in unfit(value[key], f"{where}.{key}")]
+    if isinstance(value, tuple):
+        return [place for i, inner in enumerate(value) for place in unfit(inner, f"{where}[{i}]")]
+    return [] if type(value) in (int, float, str, bool) else [f"{where}: {type(value).__name__}"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_config_holds_only_what_can_be_overridden(variant):
+    """Catches a list or a bare None, which the command line cannot change, and arrays or objects, which no manifest can hold."""
+    file, _, word = variant.partition(":")
+    config = runpy_module(file)["get_config"](*[word] * bool(word))
+    assert unfit(config) == []
+
+
+@pytest.mark.parametrize("bad, place", [({"a": [1]}, "config.a: list"), ({"a": {"b": None}}, "config.a.b: NoneType"),
+                                        ({"a": ({"b": 1j},)}, "config.a[0].b: complex")])
+def test_the_walk_sees_what_it_is_there_for(bad, place):
+    from ml_collections import ConfigDict
+
+    assert unfit(ConfigDict(bad)) == [place]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_config_reports_its_result_or_says_untried(file):
+    """Catches numbers that nobody can repeat, and settings that nobody has run (DESIGN rule 18)."""
+    said = ast.get_docstring(ast.parse((ROOT / file).read_text())) or ""
+    assert said, f"{file} says nothing"
+    if "untried" not in said.splitlines()[0].lower():
+        missing = [what for what, pattern in (("the command", r"python train\.py|make \w+"), ("the date", r"20\d\d-\d\d-\d\d"),
+                                              ("a time", r"\d ?(s|min|h)\b"), ("hardware", r"core|GPU|TPU|H\d00|A\d00"))
+                   if not re.search(pattern, said)]
+        assert not missing, f"{file} does not say {', '.join(missing)}; or write 'Untried' in its first line"
+
+
+def shapes_of(variant: str):
+    """The stage that a config builds, by shapes alone; a diffusion model's first stage from the demo's autoencoder."""
+    import jax
+
+    from ldm_jax import choices, config_file, experiment
+    from ldm_jax.core.keys import base_key
+    from ldm_jax.models.first_stage import FirstStage
+    from ldm_jax.models.units import unit_of
+
+    config, first = config_file.load(str(ROOT / variant)), None
+    experiment.check_keys(config)
+    if config["task"] == "diffusion" and config["first_stage"] != "pixels":
+        own = config_file.load(str(ROOT / "configs/demo/autoencoder.py"))
+        module = choices.autoencoder_of(own, choices.Facts(1, own["data"]["resolution"], 10))
+        first = FirstStage(module, unit_of(module.latent_channels))
+    built = experiment.build(config, choices.Facts(1 if first else 3, config["data"]["resolution"], 10), first)
+    hash(built)
+    return jax.eval_shape(built.stage().init, base_key(0))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_config_builds(variant):
+    """Catches a shipped config that was left behind by a renamed key or a changed default."""
+    import jax
+
+    assert jax.tree.leaves(shapes_of(variant).params)
+
+
+@pytest.fixture(scope="module")
+def demo_first_stage(tmp_path_factory):
+    from ldm_jax import config_file
+
+    config = config_file.load(str(ROOT / "configs/demo/autoencoder.py"))
+    folder = tmp_path_factory.mktemp("demo") / "autoencoder"
+    save_untrained(config | {"latent_units": {"images": 32}}, folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "ldm"])
+def test_a_dry_run_of_the_demo_is_quick_and_tells_what_would_be_trained(name, demo_first_stage, tmp_path):
+    """Catches a dry run that compiles, trains, writes, or leaves out what it was asked for. The seconds are printed (pytest -s)."""
+    extra = [f"--config.first_stage={demo_first_stage}"] if name == "ldm" else []
+    began = time.perf_counter()
+    command = [sys.executable, "train.py", f"--config=configs/demo/{name}.py", "--dry_run", f"--workdir={tmp_path / 'run'}", *extra]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    seconds = time.perf_counter() - began
+    print(f"dry run of configs/demo/{name}.py: {seconds:.1f} s")
+    assert done.returncode == 0, done.stderr
+    for told in ("conv_out", " arrays", "MiB", "optimizer", "ema", "mesh {'data': 1", "GFLOP", "learning rate", "seed 0, batch"):
+        assert told in done.stdout, f"{told} is not told:\n{done.stdout}"
+    assert ("schedule of 1000 levels" in done.stdout and "latent [8, 8," in done.stdout) == (name == "ldm")
+    assert seconds < 3 * DRY_RUN_S and not (tmp_path / "run").exists()
