@@ -81,6 +81,9 @@ def plan_of(config) -> Plan:
         raise UserError(f"config.run.profile_steps={profile!r}: expected (first, last) with 0 <= first <= last; (0, 0) for none")
     if not fits(best, tuple[str, Literal["min", "max"]]):
         raise UserError(f"config.run.best={best!r}: expected (metric, 'min' or 'max'), as ('held_out/loss', 'min'); ('', 'min') for none")
+    if best[0] and (not run["evaluate_every"] or not run["save_every"] or run["save_every"] % run["evaluate_every"]):
+        raise UserError(f"config.run.best={best!r} needs a measurement at each save: make save_every={run['save_every']} a multiple of "
+                        f"evaluate_every={run['evaluate_every']}")
     return Plan(run["steps"], run["log_every"], run["evaluate_every"], run["preview_every"], run["save_every"], profile)
 
 
@@ -112,6 +115,8 @@ def check_data(config, problems: Problems) -> None:
 
 def autoencoder_of(config, facts: Facts):
     section = dict(config["model"])
+    if section.get("name") == "identity":
+        raise UserError("config.model.name='identity' has nothing to train; diffusion in pixels is stage 2, --config.first_stage=pixels")
     given = {"channels": facts.channels, "resolution": facts.resolution}
     if "bottleneck" in section:
         given["bottleneck"] = choose(BOTTLENECKS, section.pop("bottleneck"), "config.model.bottleneck")
@@ -195,6 +200,14 @@ def sampling_of(config, schedule: Schedule | None, time_input) -> Mapping:
         except UserError as error:
             raise UserError(f"config.sampling: {error}") from None
     return section
+
+
+def check_guidance(config, conditioner) -> None:
+    """Raises UserError if samples are to be guided by a condition that the model never has, or whose null it never learns."""
+    weight = config["sampling"].get("guidance") if isinstance(config["sampling"], Mapping) else None
+    if conditioner is not None and weight != 1 and not (conditioner.fields and conditioner.drop):
+        raise UserError(f"config.sampling.guidance={weight}: without a condition that training drops (config.conditioner) there is nothing "
+                        "to guide by; write 1")
 
 
 def sampling_table(objective: Objective, section: Mapping):

@@ -10,7 +10,7 @@ from ldm_jax import launch
 from ldm_jax.config_tree import flat
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key
-from ldm_jax.core.trees import count, paths
+from ldm_jax.core.trees import paths
 from ldm_jax.loading import Opened
 from ldm_jax.train import sharding
 from ldm_jax.train.state import State, abstract_state
@@ -38,11 +38,11 @@ def dry_run(config: Mapping) -> str:
 
 
 def _parameters(params) -> list[str]:
-    """A line for each array: path, shape, count; then the total."""
-    rows = [(path, "x".join(map(str, leaf.shape)) or "scalar", f"{count(leaf):,}") for path, leaf in paths(params)]
-    widths = [max(len(row[i]) for row in rows) if rows else 0 for i in range(3)]
-    lines = [f"  {path:<{widths[0]}}  {shape:>{widths[1]}}  {number:>{widths[2]}}" for path, shape, number in rows]
-    return lines + [f"  {count(params):,} in {len(rows)} arrays"]
+    """clu's table of the arrays of a tree of shapes."""
+    from clu.parameter_overview import get_parameter_overview
+
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    return get_parameter_overview(shapes, include_stats=False).splitlines()
 
 
 def _shard_bytes(tree) -> int:
@@ -110,7 +110,7 @@ def page(path) -> str:
         lines.append(f"saved steps: {', '.join(map(str, opened.store.steps()))}")
     lines.append("versions: " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
     lines += ["", "config"] + [f"  {key} = {value}" for key, value in sorted(flat(manifest.config).items())]
-    lines += ["", "parameters"] + _parameters(opened.everything("raw"))
+    lines += ["", "parameters"] + _parameters(opened.shapes())
     return "\n".join(lines)
 
 

@@ -62,7 +62,7 @@ def reconstruction(model: Model, config: Mapping) -> dict:
         told = {name: fetch(getattr(out.bottleneck, name)) for name in ("kl", "indices") if getattr(out.bottleneck, name) is not None}
         return fetch(out.image), told
 
-    batch = model.experiment.batch
+    batch = model.round_up(min(model.experiment.batch, len(source)))
     options = {"batch": batch, "rows": local_rows(model.mesh, batch), "resolution": config["data"]["resolution"]}
     batches = (_everyone(b, model.mesh) for b in in_order(source, choices.transforms(config), **options))
     codes = getattr(autoencoder.bottleneck, "codes", 0)

@@ -98,6 +98,8 @@ def build(config: Mapping, facts: choices.Facts, first: FirstStage | None = None
             make("fits", choices.check_network, made["network"], made["conditioner"], facts.resolution // made["autoencoder"].factor)
         parts = choices.objective_parts(config, problems)
         make("sampling", choices.sampling_of, config, parts.get("schedule"), parts.get("time_input"))
+        with problems.noted():
+            choices.check_guidance(config, made.get("conditioner"))
     problems.check()
     if task == "diffusion":
         made["objective"] = Objective(**parts)

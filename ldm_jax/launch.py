@@ -21,7 +21,7 @@ from ldm_jax.checkpoint.store import Store
 from ldm_jax.config_tree import Problems, from_json
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key, key_for
-from ldm_jax.core.trees import count, map_with_path, paths
+from ldm_jax.core.trees import content_digest, count, map_with_path, paths
 from ldm_jax.data.batches import check_fingerprint, fingerprint, in_order, stream
 from ldm_jax.loading import LoadedFirstStage, Opened, load_first_stage
 from ldm_jax.models.units import measure_units
@@ -44,6 +44,13 @@ class Prepared:
     first: LoadedFirstStage | None
     perceptual: Any
 
+    @functools.cached_property
+    def fingerprint(self) -> dict:
+        """All that fixes what is trained on, as it was when the run was opened."""
+        given = fingerprint(self.source, seed=self.experiment.seed, batch=self.experiment.batch, transforms=self.transforms)
+        digest = content_digest(self.perceptual) if self.perceptual else None
+        return given | {"held_out": self.held_out.fingerprint(), "perceptual": digest}
+
 
 def prepare(config: Mapping) -> Prepared:
     """Opens and checks everything before anything is compiled or written.
@@ -57,6 +64,7 @@ def prepare(config: Mapping) -> Prepared:
     with problems.noted():
         source, held_out = choices.open_source(config, "train"), choices.open_source(config, "test")
         choices.check_image(config, source)
+        choices.check_image(config, held_out)
     with problems.noted():
         mesh = sharding.make_mesh(choices.layout_of(config))
         sharding.check_batch(config["data"]["batch"], mesh)
@@ -65,6 +73,9 @@ def prepare(config: Mapping) -> Prepared:
             if not config["first_stage"]:
                 raise UserError('it must name a first stage: a run of stage 1, a step of it, a bundle, or "pixels"')
             first = load_first_stage(config["first_stage"], sharding.make_mesh())
+    if config["init_from"]:
+        with problems.noted("config.init_from"):
+            open_donor(config)
     if config["task"] == "autoencoder" and config["loss"].get("perceptual") and config["loss"].get("perceptual_weights"):
         from ldm_jax.models.perceptual import load_lpips
 
@@ -115,13 +126,14 @@ def train(config: Mapping, workdir: str) -> State:
     """
     if not workdir:
         raise UserError("--workdir is missing; for example --workdir=runs/demo/autoencoder")
+    same_everywhere({"config": config})
     with passed_by_all():
         job = prepare(config)
         if job.first:  # from here on the config names it as seen from the workdir, so that both may move together
             config = dict(config) | {"first_stage": relative_path(job.first.folder, workdir)}
             job = dataclasses.replace(job, config=config)
         folder = open_workdir(workdir, config)
-    same_everywhere({"config": config, "data": job_fingerprint(job), "first_stage": job.first and job.first.digest})
+    same_everywhere({"data": job.fingerprint, "first_stage": job.first and job.first.digest})
     run, experiment = config["run"], job.experiment
     stage, key = stage_of(job), base_key(experiment.seed)
     best = tuple(run["best"]) if run["best"][0] else None
@@ -154,7 +166,7 @@ def loop_job(job: Prepared, report: Report, saver: "Saver", key, first: int) -> 
         return (sharding.place(batch, job.mesh) for batch in in_order(job.held_out, job.transforms, **options))
 
     return loop.Run(plan=experiment.plan, batches=(sharding.place(batch, job.mesh) for batch in batches), held_out=held_out,
-                    preview_batch=preview_batch(job), save=saver, report=report, key=key, seed=experiment.seed)
+                    preview_batch=preview_batch(job), save=saver, wait=saver.store.wait, report=report, key=key, seed=experiment.seed)
 
 
 def preview_batch(job: Prepared) -> dict | None:
@@ -183,7 +195,7 @@ class Saver:
         manifest = Manifest(task=experiment.task, config=job.config | {"facts": dataclasses.asdict(experiment.facts)},
                             parameter_count=count(state.params), step=step, first_stage=reference, latent_units=self.units(state))
         progress = {"step": step, "images": step * experiment.batch, "seconds": round(self.before + time.monotonic() - self.began, 1)}
-        records = {"data": {"next": step, "fingerprint": job_fingerprint(job)}, "progress": progress, "manifest": manifest.to_json()}
+        records = {"data": {"next": step, "fingerprint": job.fingerprint}, "progress": progress, "manifest": manifest.to_json()}
         self.store.save(step, to_items(state), records, metrics)
 
     def _drawn(self, params, image, number):
@@ -202,12 +214,11 @@ class Saver:
         batches = in_order(job.source, job.transforms, count=number, resolution=job.config["data"]["resolution"], **options)
         placed = (sharding.place(batch, job.mesh) for batch in batches)
         pairs = ((loop.fetch(self.encode(params, batch["image"], n)), loop.fetch(batch["weight"])) for n, batch in enumerate(placed))
-        common = getattr(getattr(job.experiment.autoencoder, "bottleneck", None), "common_unit", False)
-        return measure_units(pairs, common).to_json()
-
-
-def job_fingerprint(job: Prepared) -> dict:
-    return fingerprint(job.source, seed=job.experiment.seed, batch=job.experiment.batch, transforms=job.transforms)
+        try:
+            return measure_units(pairs, job.experiment.autoencoder.bottleneck.common_unit).to_json()
+        except UserError as error:
+            say(f"{error}; step {int(state.step)} is saved without latent units, and no diffusion model can be trained on it")
+            return None
 
 
 def open_state(job: Prepared, store: Store, stage, key) -> tuple[State, float]:
@@ -223,17 +234,25 @@ def open_state(job: Prepared, store: Store, stage, key) -> tuple[State, float]:
     config = from_json(manifest.config)
     config.pop("facts")
     refuse_changes(config, job.config, store.directory.parent)
-    if job.first and manifest.first_stage.digest != job.first.digest:
-        raise UserError(f"the first stage {job.config['first_stage']} has changed since this run began: its parameters have the "
-                        f"digest {job.first.digest[:12]}, and had {manifest.first_stage.digest[:12]}. Name the old step of it, "
-                        "or start another workdir")
+    if job.first and not job.first.is_as(manifest.first_stage):
+        raise UserError(f"the first stage {job.config['first_stage']} has changed since this run began: its digest is "
+                        f"{job.first.digest[:12]}, and was {manifest.first_stage.digest[:12]}, or its latent units differ. Name the "
+                        "old step of it, or start another workdir")
     data = store.record(step, "data")
-    check_fingerprint(data["fingerprint"], job_fingerprint(job))
+    check_fingerprint(data["fingerprint"], job.fingerprint)
     abstract = to_items(abstract_state(stage.init, key, job.mesh, layout))
     state = from_items({name: store.restore(step, name, tree) for name, tree in abstract.items()})
     say(f"resumed from step {step} of {store.directory.parent}")
     state = dataclasses.replace(state, bad=jax.device_put(state.bad, sharding.replicated(job.mesh)))
     return state, store.record(step, "progress")["seconds"]
+
+
+def open_donor(config: Mapping) -> Opened:
+    """The checkpoint that config.init_from names, of the task of the config."""
+    opened = Opened(config["init_from"])
+    if opened.manifest.task != config["task"]:
+        raise UserError(f"{config['init_from']} is of task {opened.manifest.task}, this run of {config['task']}")
+    return opened
 
 
 def initialised_from(job: Prepared, state: State) -> State:
@@ -243,10 +262,8 @@ def initialised_from(job: Prepared, state: State) -> State:
       UserError: parameters there that this model has not, or of another shape.
     """
     source = job.config["init_from"]
-    opened = Opened(source)
-    if opened.manifest.task != job.config["task"]:
-        raise UserError(f"config.init_from={source}: it is of task {opened.manifest.task}, this run of {job.config['task']}")
-    given, wanted = dict(paths(opened.everything("ema"))), dict(paths(state.params))
+    opened = open_donor(job.config)
+    given, wanted = dict(paths(opened.everything("ema", job.mesh))), dict(paths(state.params))
     wrong = [f"{path} {list(leaf.shape)}, here {list(wanted[path].shape) if path in wanted else 'absent'}" for path, leaf in given.items()
              if path not in wanted or wanted[path].shape != leaf.shape]
     if wrong:

@@ -15,7 +15,6 @@ from ldm_jax.checkpoint import manifest as manifests
 from ldm_jax.checkpoint.bundle import open_any, read_bundle
 from ldm_jax.checkpoint.items import compare
 from ldm_jax.checkpoint.manifest import Manifest
-from ldm_jax.checkpoint.store import Store
 from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key
@@ -23,6 +22,8 @@ from ldm_jax.core.trees import content_digest, paths
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.models.units import LatentUnits
 from ldm_jax.train.sharding import replicated
+
+ITEMS = {"ema": "ema", "raw": "params"}  # weights -> the checkpoint's item
 
 
 class Opened:
@@ -33,7 +34,7 @@ class Opened:
         if self.found.kind == "bundle":
             self.trees, self.manifest = read_bundle(self.found.folder)
         else:
-            self.store = Store(self.found.folder, read_only=True)
+            self.store = self.found.store
             self.manifest = Manifest.from_json(self.store.record(self.found.step, "manifest"), f"the manifest of {path}")
 
     @property
@@ -43,21 +44,37 @@ class Opened:
         return folder if self.found.kind == "bundle" else folder.parent
 
     def params(self, weights: str, abstract, mesh: Mesh):
-        """The parameters on every device of the mesh, strictly of the shapes of `abstract`."""
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract)
-        if self.found.kind == "bundle":
-            return placed(self.trees["model"], abstract, f"the bundle {self.found.folder}")
-        averaged = weights == "ema" and self.manifest.config["ema"]["decay"] > 0
-        return self.store.restore(self.found.step, "ema" if averaged else "params", abstract)
+        """The parameters on every device of the mesh, strictly of the shapes of `abstract`.
 
+        Raises:
+          UserError: leaves that do not fit, or weights that a bundle was not exported with.
+        """
+        abstract = everywhere(abstract, mesh)
+        if self.found.kind == "step":
+            return self.store.restore(self.found.step, ITEMS[self.which(weights)], abstract)
+        if self.which(weights) != self.manifest.weights:
+            raise UserError(f"{self.found.folder} holds the {self.manifest.weights} weights only; export the run again for {weights}")
+        return placed(self.trees["model"], abstract, f"the bundle {self.found.folder}")
 
-    def everything(self, weights: str):
+    def everything(self, weights: str, mesh: Mesh):
         """The parameters as nested dicts of host arrays, whatever their model."""
         if self.found.kind == "bundle":
             return self.trees["model"]
-        averaged = weights == "ema" and self.manifest.config["ema"]["decay"] > 0
-        name = "ema" if averaged else "params"
-        return jax.device_get(self.store.restore(self.found.step, name, self.store.stored(self.found.step, name)))
+        name = ITEMS[self.which(weights)]
+        return jax.device_get(self.store.restore(self.found.step, name, everywhere(self.store.stored(self.found.step, name), mesh)))
+
+    def shapes(self):
+        """The parameters' shapes and dtypes; nothing is read but the list."""
+        return self.trees["model"] if self.found.kind == "bundle" else self.store.stored(self.found.step, "params")
+
+    def which(self, weights: str) -> str:
+        """"ema" where it is asked for and the run kept an average; "raw" otherwise."""
+        return "ema" if weights == "ema" and self.manifest.config["ema"]["decay"] > 0 else "raw"
+
+
+def everywhere(abstract, mesh: Mesh):
+    """Shapes, each whole on every device of the mesh."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract)
 
 
 def placed(tree, abstract, where: str):
@@ -75,6 +92,10 @@ class LoadedFirstStage:
     digest: str
     manifest: Manifest
     folder: epath.Path
+
+    def is_as(self, reference: manifests.FirstStage) -> bool:
+        """Whether parameters and latent units are those that a manifest refers to."""
+        return self.digest == reference.digest and self.manifest.latent_units == reference.latent_units
 
     def reference(self, run) -> manifests.FirstStage:
         """The reference that a model trained in the folder `run` keeps."""
@@ -118,16 +139,15 @@ def trained_on(opened: Opened, mesh: Mesh) -> LoadedFirstStage | None:
         return None
     if opened.found.kind == "bundle":
         stage, abstract = _first_stage_parts(reference.config, reference.latent_units)
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract)
-        params = placed(opened.trees["first_stage"], abstract, f"the first stage in {opened.folder}")
+        params = placed(opened.trees["first_stage"], everywhere(abstract, mesh), f"the first stage in {opened.folder}")
         return LoadedFirstStage(stage, params, reference.digest, opened.manifest, opened.folder)
-    folder = epath.Path(os.path.normpath(str(opened.folder / reference.path)))
+    folder = epath.Path(os.path.normpath(os.path.join(os.path.realpath(opened.folder), reference.path)))
     step = folder / "checkpoints" / str(reference.step)
     try:
         first = load_first_stage(step if (folder / "checkpoints").exists() else folder, mesh)
     except UserError as error:
         raise UserError(f"{opened.folder} was trained on step {reference.step} of the first stage {folder}: {error}") from None
-    if first.digest != reference.digest or first.manifest.latent_units != reference.latent_units:
+    if not first.is_as(reference):
         what = "parameters" if first.digest != reference.digest else "latent units"
         raise UserError(f"the first stage {step} has changed since {opened.folder} was trained on it: its {what} differ "
                         f"(digest {first.digest[:12]}, was {reference.digest[:12]}). Put the old one back, or train anew")

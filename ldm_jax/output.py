@@ -5,7 +5,7 @@ import dataclasses
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import SEED_LIMIT, check_seed
 from ldm_jax.ops.images import make_grid, write_png
 from ldm_jax.pipeline import Model
+from ldm_jax.workdir import refuse_remote
 
 PAGE = "samples.json"  # written last: a folder without it is not finished
 UNFINISHED = ".samples.unfinished"  # stands while a folder is written, so that an interrupted one is known as ours
@@ -95,18 +96,20 @@ def sample_to(model: Model, request: Request, out: str, progress=None) -> np.nda
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={out} cannot be made: {error}") from None
-    images = model.sample(told, seeds=request.seeds, batch_size=request.batch_size, progress=progress, rounding=request.rounding,
-                          **request.sampling)
-    if jax.process_index() == 0:
-        try:
-            _write(folder, images, request, sampling, model.digest)
-        except OSError as error:
-            raise UserError(f"--out={out} cannot be written: {error}") from None
+    batches = model.batches(told, seeds=request.seeds, batch_size=request.batch_size, progress=progress, rounding=request.rounding,
+                            **request.sampling)
+    try:
+        images = _write_pictures(folder, batches)
+        if jax.process_index() == 0:
+            _write_pages(folder, images, request, sampling | {"weights": model.manifest.weights, "model_digest": model.digest})
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be written: {error}") from None
     return images
 
 
 def _checked(out: str) -> epath.Path:
     """The folder, if writing into it cannot cost anybody a file."""
+    refuse_remote(out, "--out")
     folder = epath.Path(out)
     if not out or folder.exists() and not folder.is_dir():
         raise UserError(f"--out={out}: expected a folder, as --out=samples")
@@ -115,15 +118,24 @@ def _checked(out: str) -> epath.Path:
     return folder
 
 
-def _write(folder: epath.Path, images: np.ndarray, request: Request, sampling: Mapping, digest: str) -> None:
-    """Replaces what an earlier call wrote, and nothing else."""
-    (folder / UNFINISHED).write_text("")
-    (folder / PAGE).unlink(missing_ok=True)
-    for old in folder.iterdir():
-        if re.fullmatch(r"\d{6,}\.png", old.name):
-            old.unlink()
-    for i, image in enumerate(images):
-        write_png(folder / f"{i:06d}.png", image)
+def _write_pictures(folder: epath.Path, batches: Iterable[np.ndarray]) -> np.ndarray:
+    """Writes each batch as it comes, in the place of what an earlier call wrote and of nothing else; returns all images."""
+    mine, done = jax.process_index() == 0, []
+    if mine:
+        (folder / UNFINISHED).write_text("")
+        (folder / PAGE).unlink(missing_ok=True)
+        for old in folder.iterdir():
+            if re.fullmatch(r"\d{6,}\.png", old.name):
+                old.unlink()
+    for images in batches:
+        for i, image in enumerate(images if mine else (), start=sum(map(len, done))):
+            write_png(folder / f"{i:06d}.png", image)
+        done.append(images)
+    return np.concatenate(done)
+
+
+def _write_pages(folder: epath.Path, images: np.ndarray, request: Request, told: Mapping) -> None:
+    """grid.png, samples.npz and, last, samples.json."""
     write_png(folder / "grid.png", make_grid(images[:GRID_LIMIT], _columns(request, len(images))))
     arrays = {"arr_0": images}
     if request.labels:
@@ -133,7 +145,7 @@ def _write(folder: epath.Path, images: np.ndarray, request: Request, sampling: M
     _write_bytes(folder / "samples.npz", body.getvalue())
     each = [{"file": f"{i:06d}.png", "seed": seed, "condition": {"label": label}} for i, (seed, label) in
             enumerate(zip(request.seeds, request.label_of_each or [None] * len(images)))]
-    page = {"model_digest": digest, **sampling, "rounding": request.rounding, "images": each}
+    page = {**told, "rounding": request.rounding, "images": each}
     write_atomically(folder / PAGE, json.dumps(page, indent=1) + "\n")
     (folder / UNFINISHED).unlink()
 

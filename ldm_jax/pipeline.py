@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ from ldm_jax.train.loop import fetch
 from ldm_jax.train.sharding import batch_sharding, make_mesh
 
 WEIGHTS = ("ema", "raw")
+PART = 64  # images that are encoded or decoded at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +124,8 @@ class Model:
         """
         self._need_diffusion("sampling")
         for name in changes.keys() - set(choices.SAMPLING):
-            raise UserError(f"{name}={changes[name]!r}: sampling takes {nearest(name, choices.SAMPLING)}; a key of a sampler or a grid stands "
-                            'in its section, as sampler={"name": "ddim", "eta": 1.0}')
+            raise UserError(f"{name}={changes[name]!r}: sampling takes {nearest(name, choices.SAMPLING)}; a key of a sampler or a grid "
+                            'stands in its section, as sampler={"name": "ddim", "eta": 1.0}')
         section = dict(self.experiment.sampling)
         return section | {name: value for name, value in changes.items() if value is not None}
 
@@ -144,21 +145,24 @@ class Model:
           UserError: an unknown name, a number out of range, conditions that are not N.
           NumbersWentBad: an image that is not finite.
         """
-        images = [to_uint8(batch, rounding) for batch in self._batches(condition, list(seeds), batch_size, progress, sampling)]
-        return np.concatenate(images)
+        return np.concatenate(list(self.batches(condition, seeds=seeds, batch_size=batch_size, progress=progress, rounding=rounding,
+                                                **sampling)))
 
-    def _batches(self, condition, seeds: list[int], batch_size: int, progress, sampling: Mapping):
+    def batches(self, condition: Condition | None = None, *, seeds: Sequence[int], batch_size: int = 16,
+                progress: Callable[[int], None] | None = None, rounding: str = "round", **sampling) -> Iterator[np.ndarray]:
+        """The images of `sample`, a batch at a time: uint8 [<= batch_size, H, W, C], in the seeds' order."""
+        seeds = list(seeds)
         if not seeds:
             raise UserError("seeds: at least one image must be asked for")
         table, guidance = choices.sampling_table(self.experiment.objective, self.sampling(**sampling))
         condition = self._spread(condition, len(seeds))
-        size = self._round_up(min(batch_size, len(seeds)))
+        size = self.round_up(min(batch_size, len(seeds)))
         for low in range(0, len(seeds), size):
             high = min(low + size, len(seeds))
             places = np.minimum(np.arange(low, low + size), len(seeds) - 1)
             told = jax.tree.map(lambda leaf: self._split(leaf[places]), condition)  # noqa: B023 (used at once)
             keys = jax.device_put(image_keys([seeds[i] for i in places]), batch_sharding(self.mesh))
-            yield fetch(self._images(table, guidance, keys, told))[:high - low]
+            yield to_uint8(fetch(self._images(table, guidance, keys, told))[:high - low], rounding)
             if progress:
                 progress(high)
 
@@ -174,12 +178,17 @@ class Model:
         images = from_uint8(images) if images.dtype == np.uint8 else images.astype(np.float32)
         if not np.isfinite(images).all() or np.abs(images).max(initial=0) > 1.001:
             raise UserError("images: expected uint8, or float in [-1, 1]")
-        return np.asarray(fetch(_encode(self.first_stage, self.first_params, jnp.asarray(images))))
+        return self._by_parts(_encode, images)
 
     def decode(self, latents: np.ndarray, rounding: str = "round") -> np.ndarray:
         """Unit-variance latents [N, h, w, c] -> images uint8 [N, H, W, C]."""
         expect("latents", np.asarray(latents), "N h w c", c=self.experiment.latent_shape[2])
-        return to_uint8(fetch(_decode(self.first_stage, self.first_params, jnp.asarray(latents, jnp.float32))), rounding)
+        return to_uint8(self._by_parts(_decode, np.asarray(latents, np.float32)), rounding)
+
+    def _by_parts(self, function, rows: np.ndarray) -> np.ndarray:
+        """function(first_stage, its parameters, rows), PART rows at a time, so that memory does not grow with their number."""
+        parts = [rows[i:i + PART] for i in range(0, max(len(rows), 1), PART)]
+        return np.concatenate([np.asarray(fetch(function(self.first_stage, self.first_params, jnp.asarray(part)))) for part in parts])
 
     def _spread(self, condition: Condition | None, number: int) -> Condition:
         condition = self.null(1) if condition is None else condition
@@ -192,7 +201,8 @@ class Model:
         array = np.asarray(fetch(array) if isinstance(array, jax.Array) else array)
         return jax.make_array_from_callback(array.shape, batch_sharding(self.mesh), lambda index: array[index])
 
-    def _round_up(self, number: int) -> int:
+    def round_up(self, number: int) -> int:
+        """The next batch size that all devices can share."""
         ways = self.mesh.devices.size
         return -(-max(number, 1) // ways) * ways
 
@@ -216,7 +226,7 @@ def load(path, weights: str = "ema", mesh: Mesh | None = None) -> Model:
         raise UserError(f"weights={weights!r}: expected one of {', '.join(WEIGHTS)}")
     mesh = make_mesh() if mesh is None else mesh
     opened = Opened(path)
-    manifest = opened.manifest
+    manifest = dataclasses.replace(opened.manifest, weights=opened.which(weights))
     config = from_json(manifest.config)
     facts = choices.Facts(**config.pop("facts"))
     if manifest.task == "autoencoder":
@@ -241,4 +251,4 @@ def export(path, out, weights: str = "ema") -> str:
     if model.manifest.first_stage is not None:
         named["first_stage"] = model.first_params
     manifest = write_bundle(out, named, model.manifest)
-    return f"{out}: {manifest.task} of step {manifest.step}, {weights} weights, digest {manifest.content_digest[:12]}"
+    return f"{out}: {manifest.task} of step {manifest.step}, {manifest.weights} weights, digest {model.digest[:12]}"

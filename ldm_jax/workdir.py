@@ -36,7 +36,9 @@ def initialise(coordinator: str = "", num_processes: int = 0, process_id: int = 
             jax.distributed.initialize(initialization_timeout=120)
     except (RuntimeError, ValueError) as error:
         why = " ".join(str(error).split())[:300]
-        raise MachineError(f"process {process_id} of {num_processes} could not join at {coordinator}: {why}") from None
+        told = f"process {process_id} of {num_processes} could not join at {coordinator}"
+        who = told if all(given) else "the hosts did not find each other"
+        raise MachineError(f"{who}: {why}") from None
 
 
 def open_workdir(workdir: str, config: Mapping) -> epath.Path:
@@ -45,6 +47,7 @@ def open_workdir(workdir: str, config: Mapping) -> epath.Path:
     Raises:
       UserError: a file, not writable, or the run of another config.
     """
+    refuse_remote(workdir, "--workdir")
     folder = epath.Path(workdir)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--workdir={workdir} is a file; name a folder")
@@ -56,8 +59,21 @@ def open_workdir(workdir: str, config: Mapping) -> epath.Path:
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error}") from None
     if (folder / CONFIG).exists() and (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir()):
-        refuse_changes(from_json(json.loads((folder / CONFIG).read_text())), config, folder)
+        refuse_changes(_saved_config(folder / CONFIG), config, folder)
     return folder
+
+
+def _saved_config(path: epath.Path) -> Mapping:
+    try:
+        return from_json(json.loads(path.read_text()))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): remove it; the checkpoints beside it hold the config too") from None
+
+
+def refuse_remote(path: str, flag: str) -> None:
+    """Raises UserError for a path with a scheme: pictures and event files are written to file systems only."""
+    if "://" in str(path):
+        raise UserError(f"{flag}={path}: remote paths are not written to yet; mount the bucket, or copy afterwards")
 
 
 def refuse_changes(saved: Mapping, now: Mapping, folder) -> None:

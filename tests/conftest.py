@@ -15,7 +15,7 @@ import pytest  # noqa: E402  (after the environment is set)
 
 def tiny_autoencoder(**changes):
     """A stage 1 config that trains in milliseconds a step: digits, f = 4, 2 latent channels."""
-    from configs.common import autoencoder
+    from configs.base import autoencoder
 
     config = autoencoder()
     config.model.update(width=8, multipliers=(1, 1, 2), blocks=1, latent_channels=2, middle_attention=False)
@@ -28,7 +28,7 @@ def tiny_autoencoder(**changes):
 
 def tiny_ldm(first_stage, **changes):
     """A stage 2 config on the latents of a tiny first stage (or "pixels")."""
-    from configs.common import ldm
+    from configs.base import ldm
 
     config = ldm()
     config.first_stage = str(first_stage)

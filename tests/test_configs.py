@@ -126,7 +126,7 @@ def test_a_dry_run_of_the_demo_is_quick_and_tells_what_would_be_trained(name, de
     seconds = time.perf_counter() - began
     print(f"dry run of configs/demo/{name}.py: {seconds:.1f} s")
     assert done.returncode == 0, done.stderr
-    for told in ("conv_out", " arrays", "MiB", "optimizer", "ema", "mesh {'data': 1", "GFLOP", "learning rate", "seed 0, batch"):
+    for told in ("conv_out", "Total:", "MiB", "optimizer", "ema", "mesh {'data': 1", "GFLOP", "learning rate", "seed 0, batch"):
         assert told in done.stdout, f"{told} is not told:\n{done.stdout}"
     assert ("schedule of 1000 levels" in done.stdout and "latent [8, 8," in done.stdout) == (name == "ldm")
     assert seconds < 3 * DRY_RUN_S and not (tmp_path / "run").exists()

@@ -6,9 +6,12 @@ import pathlib
 import jax
 
 
-def save_untrained(config, folder: pathlib.Path, step: int = 1, noise: float = 0.0) -> None:
-    """Writes step `step` of a run into `folder`, its parameters as they were drawn, plus `noise` times standard normal draws, others for
-    the moving average: new networks end in zeros, and then no input reaches the output."""
+def save_untrained(config, folder: pathlib.Path, *steps: int, noise: float = 0.0) -> None:
+    """Writes steps (by default step 1) of a run into `folder`, with parameters as they were drawn.
+
+    noise: added to them, times standard normal draws, others for the moving average: new networks end in zeros, and then no input
+    reaches the output.
+    """
     from ldm_jax import launch
     from ldm_jax.checkpoint.store import Store
     from ldm_jax.core.keys import base_key
@@ -18,7 +21,9 @@ def save_untrained(config, folder: pathlib.Path, step: int = 1, noise: float = 0
     state = born_sharded(launch.stage_of(job).init, base_key(config["seed"]), job.mesh, job.experiment.layout)
     state = dataclasses.replace(state, params=shaken(state.params, noise, 0), ema=shaken(state.ema, noise, 1))
     with Store(folder / "checkpoints") as store:
-        launch.Saver(job, store, folder, 0.0)(state, step, {})
+        saver = launch.Saver(job, store, folder, 0.0)
+        for step in steps or (1,):
+            saver(state, step, {})
         store.wait()
 
 

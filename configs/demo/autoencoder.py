@@ -1,6 +1,6 @@
 """Stage 1 of the demo: digits at f = 4, two latent channels. Untried at these settings (numbers follow)."""
 
-from configs.common import autoencoder
+from configs.base import autoencoder
 
 
 def get_config():

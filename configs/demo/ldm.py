@@ -1,6 +1,6 @@
 """Stage 2 of the demo: class-conditional diffusion on the digits' latents. Untried at these settings (numbers follow)."""
 
-from configs.common import ldm
+from configs.base import ldm
 
 
 def get_config():

@@ -163,11 +163,12 @@ def _read_weights(path: pathlib.Path, names) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What stands at a path. kind "step": step `step` of the store `folder`; kind "bundle": the bundle `folder`."""
+    """What stands at a path. kind "step": step `step` of `store`, in `folder`, verified; kind "bundle": the bundle `folder`."""
 
     kind: str
     folder: str
     step: int | None
+    store: Store | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 def kind_of(path) -> str | None:
@@ -182,8 +183,8 @@ def kind_of(path) -> str | None:
     return "run" if path.name == STEPS and path.is_dir() else None
 
 
-def latest_run_step(path) -> tuple[str, int]:
-    """(store folder, newest valid step) of a run, for reading: nothing is renamed.
+def latest_run_step(path) -> tuple[Store, int]:
+    """(store, newest valid step) of a run, for reading: nothing is renamed.
 
     Raises:
       UserError: no run there, no step saved yet, or every step damaged.
@@ -194,7 +195,7 @@ def latest_run_step(path) -> tuple[str, int]:
     step = store.newest_valid()
     if step is None:
         raise UserError(f"{path} has no saved step yet")
-    return str(store.directory), step
+    return store, step
 
 
 def open_any(path) -> Found:
@@ -205,13 +206,13 @@ def open_any(path) -> Found:
     """
     kind = kind_of(path)
     if kind == "run":
-        folder, step = latest_run_step(path)
-        return Found("step", folder, step)
+        store, step = latest_run_step(path)
+        return Found("step", str(store.directory), step, store)
     path = epath.Path(path)
     if kind == "step":
         store = Store(path.parent, read_only=True)
         store.check(int(path.name))
-        return Found("step", str(store.directory), int(path.name))
+        return Found("step", str(store.directory), int(path.name), store)
     if kind == "bundle":
         return Found("bundle", str(path), None)
     what = "is there, but is none of these" if path.exists() else "does not exist"

@@ -38,7 +38,8 @@ class Manifest:
     task: the stage's name; config: the full resolved config as JSON; parameter_count: of `params`; step: optimizer
     steps done; content_digest: sha256 in hex of the parameters, None where they were never brought together (the steps
     of a sharded run); first_stage: None for a first stage; latent_units: {"mean": [...], "std": [...]}, a first
-    stage's own, None where not yet measured; versions: of the libraries that wrote it.
+    stage's own, None where not yet measured; weights: "ema" or "raw", which of the two a bundle holds, "" for a step, which
+    holds both; versions: of the libraries that wrote it.
     """
 
     task: str
@@ -48,6 +49,7 @@ class Manifest:
     content_digest: str | None = None
     first_stage: FirstStage | None = None
     latent_units: dict | None = None
+    weights: str = ""
     versions: dict = dataclasses.field(default_factory=lambda: versions())
 
     def __post_init__(self):

@@ -51,8 +51,19 @@ def run(main: Callable, argv: list[str] | None = None, words: tuple[str, ...] = 
             print("this is a defect of ldm_jax, or of the machine; --debug shows where", file=sys.stderr)
     if status and _several_processes():
         sys.stderr.flush()
+        if status in (Preempted.status, NumbersWentBad.status):  # all hosts are here: they leave together
+            _leave_together()
         os._exit(status)
     sys.exit(status)
+
+
+def _leave_together() -> None:
+    import jax
+
+    try:
+        jax.distributed.shutdown()
+    except Exception as error:  # noqa: BLE001  (the status is decided already)
+        print(f"the hosts did not part in order: {' '.join(str(error).split())[:200]}", file=sys.stderr, flush=True)
 
 
 def _word(argv: list[str], words: tuple[str, ...]) -> str:

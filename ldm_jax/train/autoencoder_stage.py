@@ -14,7 +14,7 @@ import optax
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import key_for
-from ldm_jax.core.trees import norm
+from ldm_jax.core.trees import norm, select
 from ldm_jax.models.autoencoder import LAST_KERNEL
 from ldm_jax.models.bottleneck import VectorQuantiser, perplexity, revive, usage_start, usage_update
 from ldm_jax.models.discriminator import PatchDiscriminator
@@ -109,6 +109,8 @@ class AutoencoderStage:
 
     def build(self) -> Stage:
         balance = self.critic.balance if self.critic else Balance()
+        if not self.quantised:  # with a KL bottleneck the LDM code sums over H W C, which its limit on the weight is meant for
+            balance = balance._replace(limit=balance.limit / (self.autoencoder.resolution**2 * self.autoencoder.channels))
         players = Players(self.forward, self.reconstruction_loss, self.critic_loss if self.critic else None,
                           self.discriminator_step if self.critic else None, self.last_layer, last_kernel, self.after)
         return Stage(self.init, adversarial(players, self.descent, balance), self.evaluate, self.preview)
@@ -128,7 +130,8 @@ class AutoencoderStage:
     def forward(self, params, batch, key, step):
         image = batch["image"]
         keys = key_for(key, "posterior", step=step, example=jnp.arange(image.shape[0]))
-        out = self.autoencoder.apply({"params": params}, image, keys, method="reconstruct")
+        rngs = {"dropout": key_for(key, "dropout", step=step)}
+        out = self.autoencoder.apply({"params": params}, image, keys, train=True, rngs=rngs, method="reconstruct")
         return (out.image, self.penalty(out, image)), out
 
     def penalty(self, out, image: jax.Array) -> jax.Array:
@@ -156,18 +159,19 @@ class AutoencoderStage:
         return -jnp.mean(self.logits(extra["critic"], extra["critic"]["params"], image)[0])
 
     def discriminator_step(self, extra, real, fake, active):
-        """One update of the discriminator; before the critic's start its gradient is 0, as in the LDM code."""
+        """One update of the discriminator; before the critic's start (active 0) only its batch statistics move."""
         critic = extra["critic"]
 
         def loss(params):
             real_logits, stats = self.logits(critic, params, real)
             fake_logits, stats = self.logits(critic | {"batch_stats": stats}, params, fake)
             value = CRITIC_LOSSES[self.critic.loss](real_logits, fake_logits)
-            return active * value, (value, stats, jnp.mean(real_logits), jnp.mean(fake_logits))
+            return value, (value, stats, jnp.mean(real_logits), jnp.mean(fake_logits))
 
         (_, (value, stats, real_mean, fake_mean)), grads = jax.value_and_grad(loss, has_aux=True)(critic["params"])
         updates, state = self.critic.descent.transform.update(grads, critic["optimizer"], critic["params"])
-        critic = {"params": optax.apply_updates(critic["params"], updates), "batch_stats": stats, "optimizer": state}
+        learned = {"params": optax.apply_updates(critic["params"], updates), "optimizer": state}
+        critic = select(active > 0, learned, {name: critic[name] for name in learned}) | {"batch_stats": stats}
         told = {"critic/loss": value, "critic/real": real_mean, "critic/fake": fake_mean, "critic/gradient_norm": norm(grads)}
         return extra | {"critic": critic}, told
 

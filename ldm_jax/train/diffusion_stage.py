@@ -73,9 +73,10 @@ class DiffusionStage:
     def evaluate(self, params, frozen, batch, key):
         """Held-out loss with dropout and condition drop off, at fixed times spread over all levels; also a mean for each time bin.
 
-        Example i of the batch is looked at in bin i mod 10, at a time drawn in it.
+        Record i is looked at in bin i mod 10, at a time and with a noise that depend on i alone: runs with other seeds and batch
+        sizes pair.
         """
-        rows = jnp.arange(batch["image"].shape[0])
+        rows = batch["index"]
         latent = self.latent(frozen, batch, None)
         condition = self.conditioner.apply({"params": params["conditioner"]}, batch, None)
         bins = rows % TIME_BINS

@@ -10,17 +10,19 @@ from typing import Any
 
 import jax
 
-from ldm_jax.core.errors import NumbersWentBad, Preempted
+from ldm_jax.core.errors import NumbersWentBad, Preempted, UserError
+from ldm_jax.core.keys import base_key
 from ldm_jax.train.report import Report, floats, say
 from ldm_jax.train.state import State
 from ldm_jax.train.steps import Stage, finish_evaluation
 
 LAG = 2  # metrics are read at most this many logged steps late; the device never waits for the host
+HELD_OUT_SEED = 0  # of the draws of held-out losses, whatever the run's own seed
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """When to do what, in steps; 0 means never. profile: [first, last) steps written as a profiler trace."""
+    """When to do what, in steps; 0 means never, but the last step is always saved. profile: [first, last) steps of a profiler trace."""
 
     steps: int
     log_every: int = 50
@@ -38,7 +40,8 @@ class Run:
     """What the loop is given besides the stage and its state.
 
     batches: global batches from the state's step on, on the devices. held_out() -> an iterable of global batches with "weight" [B].
-    save(state, step, metrics): starts an asynchronous save. seed names the data in messages. key: base of every random draw.
+    save(state, step, metrics): starts an asynchronous save; wait() returns when it has ended. seed names the data in messages.
+    key: base of every random draw in training.
     """
 
     plan: Plan
@@ -46,6 +49,7 @@ class Run:
     held_out: Callable[[], Iterable[dict[str, jax.Array]]]
     preview_batch: dict[str, jax.Array] | None
     save: Callable[[State, int, dict[str, float]], None]
+    wait: Callable[[], None]
     report: Report
     key: jax.Array
     seed: int
@@ -82,11 +86,12 @@ class Stopper:
             signal.signal(signal.SIGTERM, self.previous)
 
 
-def evaluate(compiled: Callable, params, frozen, batches, key) -> dict[str, float]:
-    """Means over all held-out batches. Batch n uses the same keys at every call, so that runs and steps pair."""
+def evaluate(compiled: Callable, params, frozen, batches) -> dict[str, float]:
+    """Means over all held-out batches. The key is the same for every step, run and seed, so that runs and steps pair."""
     total: dict[str, Any] = {}
-    for n, batch in enumerate(batches):
-        for name, (value, weight) in compiled(params, frozen, batch, jax.random.fold_in(key, n)).items():
+    key = base_key(HELD_OUT_SEED)
+    for batch in batches:
+        for name, (value, weight) in compiled(params, frozen, batch, key).items():
             old = total.get(name, (0.0, 0.0))
             total[name] = (old[0] + value, old[1] + weight)
     return {f"held_out/{name}": value for name, value in finish_evaluation(total).items()}
@@ -103,19 +108,23 @@ def run(stage: Stage, state: State, frozen, job: Run) -> State:
     step_function = jax.jit(stage.step, donate_argnums=0)
     session = Session(jax.jit(stage.evaluate), jax.jit(stage.preview), frozen, job, saved=first)
     with Stopper() as stopper, contextlib.closing(Trace(plan.profile, job.report.workdir)) as trace:
-        for step, batch in zip(range(first, plan.steps), job.batches):
+        batches = iter(job.batches)
+        for step in range(first, plan.steps):
+            with session.saving_on_error(state):
+                batch = next(batches)
             trace.at(step)
             state, metrics = step_function(state, frozen, batch, job.key)
             done = step + 1
             if plan.due(plan.log_every, done):
                 session.pending.append((done, metrics))
             session.read(state, keep=LAG)
-            if any(plan.due(every, done) for every in (plan.evaluate_every, plan.preview_every, plan.save_every)):
+            if any(plan.due(every, done) for every in (plan.evaluate_every, plan.preview_every, plan.save_every)) or done == plan.steps:
                 session.pause(state, done)
             if stopper.now(done):
                 session.stop(state, done)
         session.read(state)
         session.check(state)
+        job.wait()
     return state
 
 
@@ -162,16 +171,29 @@ class Session:
         params = state.params if state.ema is None else state.ema
         values: dict[str, float] = {}
         if plan.due(plan.evaluate_every, step):
-            values = evaluate(self.evaluate_step, params, self.frozen, job.held_out(), job.key)
+            with self.saving_on_error(state):
+                values = evaluate(self.evaluate_step, params, self.frozen, job.held_out())
             job.report.scalars(step, values)
             say(f"step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items() if "/time" not in name))
+        if plan.due(plan.save_every, step) or step == plan.steps:
+            job.save(state, step, values)
+            self.saved = step
         if plan.due(plan.preview_every, step) and job.preview_batch is not None:
             images = self.preview_step(params, self.frozen, job.preview_batch, job.key)
             job.report.pictures(step, "preview", {name: fetch(image) for name, image in images.items()})
-        if plan.due(plan.save_every, step):
-            job.save(state, step, values)
-            self.saved = step
         job.report.resume_clock(step)
+
+    @contextlib.contextmanager
+    def saving_on_error(self, state: State):
+        """Saves the state before an error of the data ends the run. Several processes do not meet it together, and so do not save."""
+        try:
+            yield
+        except UserError:
+            step = int(state.step)
+            if jax.process_count() == 1 and step != self.saved and not bool(state.bad):
+                self.job.save(state, step, {})
+                self.saved = step
+            raise
 
     def stop(self, state: State, step: int) -> None:
         self.read(state)

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import optax
 
 from ldm_jax.core.errors import UserError
+from ldm_jax.core.trees import map_with_path
 
 
 def constant(peak: float, warmup: int = 0):
     """`peak` after a linear rise over `warmup` updates."""
+    if warmup < 0:
+        raise UserError(f"warmup={warmup}: expected 0 or more updates")
     return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), optax.constant_schedule(peak)], [warmup])
 
 
@@ -31,11 +34,13 @@ def adam(learning_rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
 
 
 def adamw(learning_rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.01, decay: str = "kernels"):
-    """AdamW (arXiv 1711.05101). decay: "kernels" (arrays of two or more axes) or "all" (torch's default, as in the LDM code)."""
+    """AdamW (arXiv 1711.05101). decay: "kernels" (of convolutions and linear layers) or "all" (torch's default, as in the LDM code)."""
     _check_moments(b1, b2, eps)
     if decay not in ("kernels", "all"):
         raise UserError(f"decay={decay!r}: expected one of kernels, all")
-    mask = None if decay == "all" else lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+    mask = None if decay == "all" else lambda params: map_with_path(lambda path, leaf: path.endswith("kernel"), params)
+    if weight_decay < 0:
+        raise UserError(f"weight_decay={weight_decay}: expected a number of 0 or above")
     return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
 
 

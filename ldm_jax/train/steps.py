@@ -17,7 +17,7 @@ class Stage(NamedTuple):
 
     init(key) -> State.
     step(state, frozen, batch, key) -> (State, metrics): metrics are float32 [] over the global batch.
-    evaluate(params, frozen, batch, key) -> {name: (sum [], weight [])}, to be added over batches.
+    evaluate(params, frozen, batch, key) -> {name: (sum [], weight [])}, to be added over batches; draws are by batch["index"].
     preview(params, frozen, batch, key) -> {name: images [B, H, W, C] in [-1, 1]}.
     """
 
@@ -74,7 +74,7 @@ class Players(NamedTuple):
     forward(params, batch, key, step) -> ((image, penalty []), aux): the reconstruction and the bottleneck's weighted penalty.
     reconstruction_loss(image, frozen, batch) -> (loss [], metrics).
     critic_loss(image, extra) -> loss []: the generator's side, or None for training without a critic.
-    discriminator_step(extra, real, fake, step) -> (extra, metrics): one update of the discriminator.
+    discriminator_step(extra, real, fake, active []) -> (extra, metrics): one update of the discriminator, if active is above 0.
     last_layer(params, kernel, aux) -> image: the last convolution alone, as a function of its kernel.
     last_kernel(params) -> kernel.
     after(params, extra, aux, key, step) -> (params, extra, metrics): what follows the update (revival of dead codes).

@@ -159,7 +159,7 @@ def test_what_stands_at_a_path(tmp_path, weights, capsys):
     steps = str(run / "checkpoints")
     kinds = {run: "run", steps: "run", run / "checkpoints/2": "step", tmp_path / "b": "bundle", tmp_path: None, "nowhere": None}
     assert {path: kind_of(path) for path in kinds} == kinds
-    assert open_any(run) == open_any(steps) == bundle.Found("step", steps, 2) and latest_run_step(run) == (steps, 2)
+    assert open_any(run) == open_any(steps) == bundle.Found("step", steps, 2) and latest_run_step(run)[1] == 2
     assert open_any(run / "checkpoints/1") == bundle.Found("step", steps, 1)
     assert open_any(tmp_path / "b") == bundle.Found("bundle", str(tmp_path / "b"), None)
     (run / "checkpoints/2/commit_success.txt").write_text("broken")

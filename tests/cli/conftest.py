@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from tests.cli.folders import TINY
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -55,3 +57,12 @@ def command(tmp_path_factory):
     yield run
     server.stdin.close()
     server.wait(30)
+
+
+@pytest.fixture(scope="session")
+def configs(tmp_path_factory):
+    """{"autoencoder", "ldm", "pixels"}: config files of tiny experiments."""
+    folder = tmp_path_factory.mktemp("configs")
+    for name, call in {"autoencoder": "tiny_autoencoder()", "ldm": "tiny_ldm('')", "pixels": "tiny_ldm('pixels')"}.items():
+        (folder / f"{name}.py").write_text(TINY.format(call=call))
+    return {file.stem: str(file) for file in folder.glob("*.py")}

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 
-def common() -> ConfigDict:
+def base() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of initial parameters, data order and all random draws
     config.data = dict(source=dict(name="digits"), transforms=(), resolution=32, batch=64)
@@ -32,7 +32,7 @@ def common() -> ConfigDict:
 
 def autoencoder() -> ConfigDict:
     """Stage 1: an autoencoder with a KL bottleneck, no critic and no perceptual loss."""
-    config = common()
+    config = base()
     config.task = "autoencoder"
     config.model = dict(name="convolutional", width=64, multipliers=(1, 2, 2), blocks=1, attention=(), middle_attention=True,
                         latent_channels=4, dropout=0.0, dtype="float32", bottleneck=dict(name="kl"))
@@ -45,7 +45,7 @@ def autoencoder() -> ConfigDict:
 
 def ldm() -> ConfigDict:
     """Stage 2: a class-conditional U-Net on the latents of a first stage."""
-    config = common()
+    config = base()
     config.task = "diffusion"
     config.first_stage = ""  # a run, a step of it, or a bundle; "pixels" for none
     config.network = dict(name="unet", time_width=256, dropout=0.0, scale_shift=True, vector="projected", dtype="float32",
