@@ -88,8 +88,6 @@ def choose(table: Mapping[str, Callable], section: Mapping[str, Any], where: str
     """
     if not isinstance(section, Mapping):
         raise UserError(f"{where}={section!r}: expected a section, as dict(name=...), its name one of {nearest('', table)}")
-    if not isinstance(section, Mapping):
-        raise UserError(f"{where}={section!r}: expected a section, as {{'name': ..., ...}}")
     section = dict(section)
     name = section.pop("name", None)
     if not isinstance(name, str) or name not in table:

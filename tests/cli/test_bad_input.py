@@ -4,15 +4,15 @@ The mistake that each case catches is its name: input that ends in a traceback, 
 starts all the same, or in a file that was written or lost.
 """
 
+import ast
 import pathlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ldm_jax.core.choose import literal
 from tests.cli.folders import TINY, snapshot
-
-
 
 AUTOENCODER = {  # what is wrong: (overrides, what the line says)
     "unknown key": (["--config.run.step=5"], ["config.run has no key 'step'; it has: steps"]),
@@ -25,7 +25,8 @@ AUTOENCODER = {  # what is wrong: (overrides, what the line says)
     "stale key": (["--config.optimizer.name=adam"],
                   ["does not take decay", '--config.optimizer=\'{"name":"adam","b1":0.9,"b2":0.99,"eps":1e-08}\'']),
     "missing key": (['--config.model.bottleneck={"name":"vq"}'], ["config.model.bottleneck: 'vq' needs codes"]),
-    "stale booleans": (["--config.network.name=unet"], ["config has no key 'network'"]),
+    "nothing to train": (["--config.model.name=identity"], ["has nothing to train", "--config.first_stage=pixels"]),
+    "best by what is not measured": (["--config.run.best=('held_out/l1','min')"], ["config.run.best", "needs a measurement at each save"]),
     "section without its keys": (['--config.run={"steps":5}'], ["config.run: it needs log_every"]),
     "section with a strange key": (['--config.latent_units={"images":5,"x":1}'], ["does not read 'x'; it reads: images"]),
     "value for a section": (["--config.data=5"], ["--config.data=5: expected a Python literal"]),
@@ -99,6 +100,7 @@ DIFFUSION = {
     "heads that do not divide": (['--config.network.levels=({"width":8,"blocks":1,"attention":"plain","heads":3,"down":"none"},)'],
                                  ["width=8 is not divisible by heads=3"]),
     "condition that nothing reads": (["--config.conditioner.into=tokens"], ["config.conditioner tells tokens"]),
+    "guidance by a condition that is never dropped": (["--config.conditioner.drop=0"], ["config.sampling.guidance=2.0", "write 1"]),
     "section of the other stage": (["--config.model.width=8"], ["config has no key 'model'"]),
 }
 
@@ -188,3 +190,10 @@ def test_a_class_model_of_images_without_classes(command, configs, tmp_path):
                    f"--config.data.source={{'name':'images','folder':'{tmp_path}'}}")
     done.refused("config.conditioner: classes=0", "does the data source have labels?")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_section_is_shown_as_it_can_be_typed():
+    """Catches JSON's true, and quotes that end the shell's: the literal goes between single quotes and is read back as a literal."""
+    section = {"scale": True, "rate": 1e-8, "sizes": (1,), "levels": ({"kind": "none"}, {"kind": "plain"}), "empty": (), "old": 3}
+    shown = literal("unet", section, section.keys() - {"old"})
+    assert "'" not in shown and ast.literal_eval(shown) == {"name": "unet"} | {k: v for k, v in section.items() if k != "old"}
