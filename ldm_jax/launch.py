@@ -52,8 +52,8 @@ class Prepared:
         return given | {"held_out": self.held_out.fingerprint(), "perceptual": digest}
 
 
-def prepare(config: Mapping) -> Prepared:
-    """Opens and checks everything before anything is compiled or written.
+def prepare(config: Mapping, fresh: bool = True) -> Prepared:
+    """Opens and checks everything before anything is compiled or written. A run that is not fresh needs no config.init_from any more.
 
     Raises:
       UserError: all errors of the config, the data and the first stage, one line each.
@@ -73,7 +73,7 @@ def prepare(config: Mapping) -> Prepared:
             if not config["first_stage"]:
                 raise UserError('it must name a first stage: a run of stage 1, a step of it, a bundle, or "pixels"')
             first = load_first_stage(config["first_stage"], sharding.make_mesh())
-    if config["init_from"]:
+    if config["init_from"] and fresh:
         with problems.noted("config.init_from"):
             open_donor(config)
     if config["task"] == "autoencoder" and config["loss"].get("perceptual") and config["loss"].get("perceptual_weights"):
@@ -128,7 +128,7 @@ def train(config: Mapping, workdir: str) -> State:
         raise UserError("--workdir is missing; for example --workdir=runs/demo/autoencoder")
     same_everywhere({"config": config})
     with passed_by_all():
-        job = prepare(config)
+        job = prepare(config, fresh=not (epath.Path(workdir) / "checkpoints").is_dir())
         if job.first:  # from here on the config names it as seen from the workdir, so that both may move together
             config = dict(config) | {"first_stage": relative_path(job.first.folder, workdir)}
             job = dataclasses.replace(job, config=config)
