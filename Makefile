@@ -42,7 +42,7 @@ lint: .venv/test
 	.venv/bin/python -m ruff check .
 
 test: lint
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist=loadfile
 
 # Imports everything and runs one step of each stage under the newest Python found, which has the newest jax.
 test-latest:

@@ -161,7 +161,7 @@ class Model:
             high = min(low + size, len(seeds))
             places = np.minimum(np.arange(low, low + size), len(seeds) - 1)
             told = jax.tree.map(lambda leaf: self._split(leaf[places]), condition)  # noqa: B023 (used at once)
-            keys = jax.device_put(image_keys([seeds[i] for i in places]), batch_sharding(self.mesh))
+            keys = self._split_keys(image_keys([seeds[i] for i in places]))
             yield to_uint8(fetch(self._images(table, guidance, keys, told))[:high - low], rounding)
             if progress:
                 progress(high)
@@ -200,6 +200,9 @@ class Model:
     def _split(self, array) -> jax.Array:
         array = np.asarray(fetch(array) if isinstance(array, jax.Array) else array)
         return jax.make_array_from_callback(array.shape, batch_sharding(self.mesh), lambda index: array[index])
+
+    def _split_keys(self, keys: jax.Array) -> jax.Array:
+        return jax.random.wrap_key_data(self._split(jax.random.key_data(keys)), impl="threefry2x32")
 
     def round_up(self, number: int) -> int:
         """The next batch size that all devices can share."""
