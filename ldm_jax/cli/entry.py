@@ -153,7 +153,7 @@ def progress(total: int, unit: str):
     if jax.process_index() != 0:
         yield lambda done: None
     elif sys.stderr.isatty():
-        with tqdm(total=total, unit=f" {unit}", file=sys.stderr) as bar:
+        with tqdm(total=total, unit=f" {unit}", file=sys.stderr, delay=0.5) as bar:  # none where nothing is told
             yield lambda done: bar.update(done - bar.n)
     else:
         yield PlainProgress(total, unit)

@@ -6,9 +6,10 @@ from ldm_jax.cli import entry
 
 MODEL = flags.DEFINE_string("model", None, "A run folder, one step of it, or a bundle.", required=True)
 OUT = flags.DEFINE_string("out", "", "A JSON file for the numbers; the table is printed in any case.")
-NUMBER = flags.DEFINE_integer("num_samples", 1000, "Samples of a diffusion model, class after class in turn.")
+NUMBER = flags.DEFINE_integer("num_samples", 1000, "Samples of a diffusion model, class after class in turn; a first stage reads the test split instead.")
 SEED = flags.DEFINE_integer("seed", 0, "The first sample's seed.")
 SAMPLER = flags.DEFINE_string("sampler", "", "A name or a section; empty: the model's own.")
+GRID = flags.DEFINE_string("grid", "", "The steps' times: a name or a section; empty: the model's own.")
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; the model's own by default.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance weight; the model's own by default.")
 WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or the raw weights.")
@@ -20,7 +21,8 @@ def main() -> None:
     from ldm_jax import evaluate, output, pipeline, workdir
 
     evaluate.check_out(OUT.value)
-    sampling = {"sampler": output.parse_choice(SAMPLER.value, "--sampler"), "steps": STEPS.value, "guidance": GUIDANCE.value}
+    sampling = {"sampler": output.parse_choice(SAMPLER.value, "--sampler"), "grid": output.parse_choice(GRID.value, "--grid"),
+                "steps": STEPS.value, "guidance": GUIDANCE.value}
     request = output.Request(NUMBER.value, SEED.value, batch_size=BATCH.value, sampling=sampling)
     workdir.initialise(*PROCESSES())
     model = pipeline.load(MODEL.value, weights=WEIGHTS.value)
