@@ -6,7 +6,7 @@ from ldm_jax.cli import entry
 
 MODEL = flags.DEFINE_string("model", None, "A run folder, one step of it, or a bundle.", required=True)
 OUT = flags.DEFINE_string("out", "", "A JSON file for the numbers; the table is printed in any case.")
-NUMBER = flags.DEFINE_integer("num_samples", 1000, "Samples of a diffusion model, class after class in turn; a first stage reads the test split instead.")
+NUMBER = flags.DEFINE_integer("num_samples", 1000, "Samples of a diffusion model, class after class; a first stage reads the test split.")
 SEED = flags.DEFINE_integer("seed", 0, "The first sample's seed.")
 SAMPLER = flags.DEFINE_string("sampler", "", "A name or a section; empty: the model's own.")
 GRID = flags.DEFINE_string("grid", "", "The steps' times: a name or a section; empty: the model's own.")
