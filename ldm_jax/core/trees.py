@@ -33,15 +33,6 @@ def count(tree) -> int:
     return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
 
 
-def size_in_bytes(tree) -> int:
-    return sum(int(np.prod(x.shape)) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
-
-
-def all_finite(tree) -> jax.Array:
-    """Whether every element of a tree is finite, bool []."""
-    return jnp.all(jnp.asarray([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] or [True]))
-
-
 def select(condition: jax.Array, then, otherwise):
     """Two trees of one structure, chosen leaf by leaf by one bool []."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), then, otherwise)
