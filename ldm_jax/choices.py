@@ -11,11 +11,11 @@ from ldm_jax.core.keys import check_seed
 from ldm_jax.data.batches import in_order
 from ldm_jax.data.sources import SOURCES
 from ldm_jax.data.transforms import TRANSFORMS
+from ldm_jax.diffusion.continuous import SCHEDULES
 from ldm_jax.diffusion.guidance import for_weight
 from ldm_jax.diffusion.loss import LOSSES, Objective
 from ldm_jax.diffusion.prediction import PREDICTIONS, TIME_INPUTS
 from ldm_jax.diffusion.samplers import table_for
-from ldm_jax.diffusion.schedule import SCHEDULES, Schedule
 from ldm_jax.diffusion.times import TIMES
 from ldm_jax.diffusion.weights import WEIGHTS
 from ldm_jax.models.autoencoder import AUTOENCODERS
@@ -183,13 +183,16 @@ def objective_parts(config, problems: Problems) -> dict:
     for name, table in tables.items():
         with problems.noted():
             parts[name] = choose(table, config[name], f"config.{name}")
+    with problems.noted("config.prediction"):
+        if "prediction" in parts and "schedule" in parts:
+            parts["prediction"].check(parts["schedule"])
     with problems.noted("config.times"):
         if "times" in parts:
             parts["times"].check(config["data"]["batch"])
     return parts
 
 
-def sampling_of(config, schedule: Schedule | None, time_input) -> Mapping:
+def sampling_of(config, schedule, time_input) -> Mapping:
     """The sampling section, checked as far as its names go, and its table where there is a schedule."""
     section = config["sampling"]
     if set(section) != set(SAMPLING):
@@ -215,7 +218,7 @@ def sampling_table(objective: Objective, section: Mapping):
     return _table(objective.schedule, objective.time_input, section)
 
 
-def _table(schedule: Schedule, time_input, section: Mapping):
+def _table(schedule, time_input, section: Mapping):
     guidance, columns = for_weight(section["guidance"])
     table = table_for(schedule, section["steps"], section["sampler"], section["grid"], time_input=time_input, guidance=columns)
     return table, guidance

@@ -62,10 +62,11 @@ def _split(state: State) -> list[str]:
 
 
 def _schedule(schedule) -> str:
-    alphas, sigmas = schedule.alphas(), schedule.sigmas()
-    picked = [0, schedule.steps // 2, schedule.steps - 1]
-    told = ", ".join(f"t={t}: alpha {alphas[t]:.4g} sigma {sigmas[t]:.4g}" for t in picked)
-    return f"schedule of {schedule.steps} levels; {told}"
+    picked = np.linspace(schedule.first, schedule.last, 3)
+    picked = np.floor(picked) if schedule.steps else picked
+    level = schedule.level_at(picked)
+    told = ", ".join(f"t={t:.4g}: alpha {a:.4g} sigma {s:.4g}" for t, a, s in zip(picked, level.alpha, level.sigma))
+    return f"schedule of {schedule.steps or 'continuous'} levels; {told}"
 
 
 def _batch(job: launch.Prepared) -> dict:

@@ -26,7 +26,7 @@ MAY_IMPORT = {  # of ours, beside itself
 }
 LEARNERS = {"flax", "optax", "orbax"}
 NEVER_ON = {"core": LEARNERS, "ops": LEARNERS, "diffusion": LEARNERS, "data": LEARNERS | {"jax", "jaxlib"}}
-NEVER = {"torch", "torchvision", "tensorflow", "diffusers", "skimage", "scipy", "yaml", "marshal", "shelve", "dill", "cloudpickle",
+NEVER = {"torch", "torchvision", "tensorflow", "diffusers", "skimage", "yaml", "marshal", "shelve", "dill", "cloudpickle",
          "joblib", "imp", "runpy"}
 NEVER_MODULES = {"clu.metric_writers"}  # it imports TensorFlow
 ONE_READER = {"ml_collections": {"ldm_jax/config_file.py"}, "pickle": {"ldm_jax/interop/torch_pickle.py"},
@@ -35,7 +35,7 @@ ONE_READER = {"ml_collections": {"ldm_jax/config_file.py"}, "pickle": {"ldm_jax/
 HARMLESS = ("importlib.metadata", "importlib.resources")
 DATA_FROM_CORE = ("ldm_jax.core.errors", "ldm_jax.core.choose", "ldm_jax.core.shapes", "ldm_jax.core.keys.check_seed",
                   "ldm_jax.core.keys.SEED_LIMIT")  # the rest of core calls jax
-INSIDE_FUNCTIONS = {"matplotlib", "orbax", "grain", "tensorflow_datasets", "sklearn", "tensorboardX", "transformers"}
+INSIDE_FUNCTIONS = {"matplotlib", "scipy", "orbax", "grain", "tensorflow_datasets", "sklearn", "tensorboardX", "transformers"}
 NEVER_CALLED = {"eval", "exec", "compile", "__import__"}
 REFUSED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 

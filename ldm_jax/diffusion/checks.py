@@ -86,40 +86,44 @@ def check_differences(table: Table) -> None:
 
 def _step_on_power(table: Table, start: int, stop: int, power: int) -> tuple[float, float, float]:
     """What rows start .. stop-1 make of x = 0 if D (or E) is tau^power, tau running 0 -> 1; the integral; its size."""
-    on_noise = table.exact == "noise"
+    on_noise = table.exact in ("noise", "log_noise")
     ends = np.stack([table.level[start], table.reach[stop - 1]])
-    low, high = _variable(ends, on_noise)
+    low, high = _variable(ends, table.exact)
     x, memory = 0.0, [0.0] * 3
     for r in range(max(0, start - HISTORY), stop):
         if r == start:
             x = 0.0
         alpha, sigma = table.level[r]
-        value = ((_variable(table.level[r], on_noise) - low) / (high - low)) ** power
+        if alpha == 0:  # infinitely far back: no difference may lean on it, and a weight that does meets the zeros
+            continue
+        value = ((_variable(table.level[r], table.exact) - low) / (high - low)) ** power
         clean, noise = ((x - sigma * value) / alpha, value) if on_noise else (value, (x - alpha * value) / sigma)
         following = np.dot(table.u[r, :6], (x, clean, noise, *memory))
         if table.keep[r]:
             memory = [np.dot(table.p[r, :3], (x, clean, noise)), *memory[:2]]
         x = following
-    if on_noise:
+    if table.exact == "noise":
         scale = ends[1, 0] * (low - high)
         return x, -scale / (power + 1), scale
-    return x, *_integral(ends[1, 0], high - low, power, table.exact == "midpoint")
+    return x, *_integral(table, ends[1], high - low, power)
 
 
-def _integral(alpha: float, h: float, power: int, midpoint: bool) -> tuple[float, float]:
-    """alpha * integral over tau in 0 .. 1 of h e^(-h (1 - tau)) tau^power, and the same for power 0.
+def _integral(table: Table, reach: np.ndarray, h: float, power: int) -> tuple[float, float]:
+    """The exact step's integral over tau in 0 .. 1 on tau^power, and its size: the same for power 0.
 
-    `midpoint`: tau^power is replaced by its value at tau = 1/2, as the midpoint form of DPM-Solver++ does.
+    D: alpha H e^(-H (1 - tau)), H = (1 + eta) h. E: -sigma h e^(h (1 - tau)). "midpoint": tau^power is replaced by its
+    value at tau = 1/2, as the midpoint form of DPM-Solver++ does.
     """
     nodes, weights = np.polynomial.legendre.leggauss(48)
     tau = (nodes + 1) / 2
-    kernel = alpha * h * np.exp(-h * (1 - tau)) * weights / 2
-    return float(np.sum(kernel * (0.5**power if midpoint else tau**power))), float(np.sum(kernel))
+    rate, scale = (-h, -reach[1]) if table.exact == "log_noise" else ((1 + table.eta) * h, reach[0])
+    kernel = scale * abs(rate) * np.exp(-rate * (1 - tau)) * weights / 2
+    return float(np.sum(kernel * (0.5**power if table.exact == "midpoint" else tau**power))), float(abs(np.sum(kernel)))
 
 
-def _variable(level: np.ndarray, on_noise: bool):
+def _variable(level: np.ndarray, exact: str):
     alpha, sigma = level[..., 0], level[..., 1]
-    return sigma / alpha if on_noise else np.log(alpha / sigma)
+    return sigma / alpha if exact == "noise" else np.log(alpha / sigma)
 
 
 def _wrong(table: Table, row: int, what: str) -> UserError:

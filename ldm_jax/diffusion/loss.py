@@ -14,7 +14,6 @@ from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import key_for, normal_for
 from ldm_jax.core.types import struct
 from ldm_jax.diffusion.prediction import corrupt
-from ldm_jax.diffusion.schedule import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Objective:
     WEIGHTS, loss from LOSSES.
     """
 
-    schedule: Schedule
+    schedule: Any
     prediction: Any
     time_input: Any
     times: Any
@@ -72,7 +71,7 @@ def draw(objective: Objective, key: jax.Array, examples: jax.Array, shape: tuple
       examples: global positions in the batch, int [B]; example i's draws depend on the key and on examples[i] alone.
       shape: of one clean example, (h, w, c).
     """
-    t = objective.times(key_for(key, "time", example=examples), examples, objective.schedule.steps)
+    t = objective.times(key_for(key, "time", example=examples), examples, objective.schedule)
     return t, normal_for(key_for(key, "noise", example=examples), shape)
 
 
@@ -93,7 +92,7 @@ def denoising_loss(objective: Objective, network: Callable, params, clean, condi
     if noise.shape != clean.shape:
         raise UserError(f"noise: expected {list(clean.shape)} like clean, got {list(noise.shape)}")
     noisy = corrupt(clean, noise, level)
-    output = network(params, noisy, objective.time_input(objective.schedule, t), condition)
+    output = network(params, objective.prediction.inputs(noisy, level), objective.time_input(objective.schedule, t), condition)
     if output.shape != clean.shape:
         raise UserError(f"network: output {list(output.shape)} for an input {list(clean.shape)}: they must be equal")
     unweighted = objective.loss(output.astype(jnp.float32) - objective.prediction.target(clean, noise, level))

@@ -5,68 +5,16 @@ q = (a t) / (b s) = e^(-h) with h the step in ln(alpha/sigma); v = s^2 (1 - q^2)
 are moved to any level by x -> b/a and every other weight times b.
 """
 
-import dataclasses
 import math
 from typing import Literal
-
-import numpy as np
 
 from ldm_jax.core.choose import choose
 from ldm_jax.core.errors import UserError
 from ldm_jax.diffusion.checks import check
-from ldm_jax.diffusion.grids import GRIDS, after
+from ldm_jax.diffusion.grids import GRIDS
+from ldm_jax.diffusion.path import Path, after, fed
 from ldm_jax.diffusion.prediction import INDEX
-from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.diffusion.table import Row, Table, make, with_guidance
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Path:
-    """The levels a sampler visits, float64 [n + 1], the last one its end; `time` [n + 1] is fed to the network.
-
-    Raises:
-      UserError: fewer than two levels, or levels at which sigma/alpha does not fall, or sigma 0 before the end.
-    """
-
-    alpha: np.ndarray
-    sigma: np.ndarray
-    time: np.ndarray
-
-    def __post_init__(self):
-        alpha, sigma = self.alpha, self.sigma
-        if not (len(alpha) == len(sigma) == len(self.time) >= 2):
-            raise UserError(f"path: {len(alpha)} alphas, {len(sigma)} sigmas, {len(self.time)} times; expected at least 2 of each")
-        if not (np.isfinite(alpha).all() and np.isfinite(sigma).all() and (alpha > 0).all() and (sigma[:-1] > 0).all()
-                and sigma[-1] >= 0):
-            raise UserError("path: every alpha must be above 0, and every sigma but the last")
-        if not np.all(np.diff(sigma / alpha) < 0):
-            raise UserError("path: sigma/alpha must fall from each level to the next")
-
-    def steps(self):
-        """(i, level, reach) of each step."""
-        points = list(zip(self.alpha.tolist(), self.sigma.tolist()))
-        return [(i, points[i], points[i + 1]) for i in range(len(points) - 1)]
-
-    @property
-    def begin(self) -> tuple[float, float]:
-        """The first level."""
-        return float(self.alpha[0]), float(self.sigma[0])
-
-    @property
-    def end(self) -> tuple[float, float]:
-        """The last level, normally (1, 0)."""
-        return float(self.alpha[-1]), float(self.sigma[-1])
-
-
-def follow(schedule: Schedule, times, time_input=INDEX, end: float | None = None) -> Path:
-    """The path over a grid's times, then to clean data (1, 0), or to the level of the time `end`."""
-    times = np.asarray(times, np.float64)
-    level, fed = schedule.level_at(times), time_input(schedule, times)
-    last = (1.0, 0.0, 0.0)
-    if end is not None:
-        final = schedule.level_at(end)
-        last = (float(final.alpha), float(final.sigma), float(time_input(schedule, np.float64(end))))
-    return Path(np.append(level.alpha, last[0]), np.append(level.sigma, last[1]), np.append(fed, last[2]))
 
 
 def ddpm(path: Path, variance: Literal["small", "large"] = "small") -> Table:
@@ -75,6 +23,7 @@ def ddpm(path: Path, variance: Literal["small", "large"] = "small") -> Table:
     x+ = q^2 (b/a) x + b (1 - q^2) D + g z. "small": g^2 = v t^2/s^2, the posterior's own variance. "large": g^2 = v
     (beta), which keeps too much noise except on standard normal data, and none in the step to clean data.
     """
+    path.need_alpha("ddpm")
     rows = []
     for i, (a, s), (b, t) in path.steps():
         q = a * t / (b * s)
@@ -126,6 +75,7 @@ def heun(path: Path) -> Table:
     Raises:
       UserError: a step so long that the second evaluation's error would be multiplied past float32's precision.
     """
+    path.need_alpha("heun")
     rows = []
     for i, (a, s), (b, t) in path.steps():
         if t == 0:
@@ -144,14 +94,14 @@ def heun(path: Path) -> Table:
 def dpmpp_2m(path: Path) -> Table:
     """DPM-Solver++ with two steps, midpoint form (arXiv 2211.01095, algorithm 2). Order 2, one evaluation a step.
 
-    x+ = (t/s) x + b (1 - q) (D + (D - H1) / (2 r)), r = h of the step before / h, H1 the D before. The first step and
-    the step to clean data (h infinite) have order 1: x+ = (t/s) x + b (1 - q) D.
+    x+ = (t/s) x + b (1 - q) (D + (D - H1) / (2 r)), r = h of the step before / h, H1 the D before. The first step,
+    the one after pure noise, and the step to clean data (h infinite) have order 1: x+ = (t/s) x + b (1 - q) D.
     """
     rows, before = [], None
     for i, (a, s), (b, t) in path.steps():
         q = a * t / (b * s)
         h = -math.log(q) if q > 0 else math.inf
-        difference = 0.0 if before is None or t == 0 else b * (1 - q) * h / (2 * before)
+        difference = 0.0 if before is None or t == 0 or math.isinf(before) else b * (1 - q) * h / (2 * before)
         rows.append(Row((a, s), path.time[i], (b, t), x=t / s, clean=b * (1 - q) + difference, memory=(-difference, 0.0, 0.0),
                         remember=(0.0, 1.0, 0.0, 0.0), degree=int(difference != 0)))
         before = h
@@ -161,7 +111,7 @@ def dpmpp_2m(path: Path) -> Table:
 SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m}
 
 
-def table_for(schedule: Schedule, steps: int, sampler="ddim", grid="trailing", *, time_input=INDEX,
+def table_for(schedule, steps: int, sampler="ddim", grid="trailing", *, time_input=INDEX,
               strength: float = 1.0, guidance: tuple = ()) -> Table:
     """The checked table of a sampler, a grid and a number of steps.
 
@@ -178,6 +128,6 @@ def table_for(schedule: Schedule, steps: int, sampler="ddim", grid="trailing", *
     """
     grid = {"name": grid} if isinstance(grid, str) else grid
     sampler = {"name": sampler} if isinstance(sampler, str) else sampler
-    times = after(choose(GRIDS, grid, "grid", schedule=schedule, steps=steps), strength)
-    table = choose(SAMPLERS, sampler, "sampler", path=follow(schedule, times, time_input))
+    path = after(choose(GRIDS, grid, "grid", schedule=schedule, steps=steps), strength)
+    table = choose(SAMPLERS, sampler, "sampler", path=fed(path, schedule, time_input))
     return with_guidance(table, *guidance)

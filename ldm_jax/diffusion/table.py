@@ -51,8 +51,9 @@ class Table:
 
     level, reach [n, 2]; time, keep, excess [n]; u [n, 7]; p [n, 4]; guidance [n, G] (G terms, 0 without guidance);
     opens bool [n]; degree int [n]. `gain`: generation starts from gain * noise. `exact`: the differences that
-    the steps are exact on, "clean" (D a polynomial in ln(alpha/sigma)), "midpoint" (the same, D taken at the
-    middle of the step), "noise" (E a polynomial in sigma/alpha).
+    the steps are exact on, "clean" (D a polynomial in ln(alpha/sigma)), "midpoint" (the same, D taken at the middle
+    of the step), "noise" (E a polynomial in sigma/alpha), "log_noise" (E one in ln(alpha/sigma)). `eta`: how much noise
+    the equation that they solve adds, which makes its data term decay 1 + eta times as fast.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Table:
     degree: np.ndarray
     excess: np.ndarray
     exact: str
+    eta: float
 
     @property
     def rows(self) -> int:
@@ -75,7 +77,7 @@ class Table:
         return len(self.time)
 
 
-def make(name: str, rows: list[Row], exact: str) -> Table:
+def make(name: str, rows: list[Row], exact: str, eta: float = 0.0) -> Table:
     """A Table of rows, unchecked.
 
     The start's gain is hypot(alpha, sigma) of the first level: the deviation of noisy data of unit variance there,
@@ -95,7 +97,7 @@ def make(name: str, rows: list[Row], exact: str) -> Table:
         u=column(lambda r: (r.x, r.clean, r.noise, *r.memory, r.draw)), p=column(lambda r: r.remember),
         keep=column(lambda r: r.keep), guidance=np.zeros((len(rows), 0)), reach=column(lambda r: r.reach),
         gain=float(np.hypot(*rows[0].level)), opens=column(lambda r: r.opens, bool),
-        degree=column(lambda r: r.degree, int), excess=column(lambda r: r.excess), exact=exact)
+        degree=column(lambda r: r.degree, int), excess=column(lambda r: r.excess), exact=exact, eta=eta)
 
 
 def with_guidance(table: Table, *weights) -> Table:

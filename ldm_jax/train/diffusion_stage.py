@@ -80,7 +80,7 @@ class DiffusionStage:
         latent = self.latent(frozen, batch, None)
         condition = self.conditioner.apply({"params": params["conditioner"]}, batch, None)
         bins = rows % TIME_BINS
-        times = Stratified(TIME_BINS)(key_for(key, "held_out_time", example=rows), rows, self.objective.schedule.steps)
+        times = Stratified(TIME_BINS)(key_for(key, "held_out_time", example=rows), rows, self.objective.schedule)
         noise = normal_for(key_for(key, "held_out_noise", example=rows), latent.shape[1:])
         losses = denoising_loss(self.objective, self.network_for(), params, latent, condition, times, noise)
         weight, plain = batch["weight"], losses.unweighted

@@ -27,12 +27,12 @@ def gaussian():
 @pytest.fixture
 def even_path():
     """even_path(n): n steps, ln(alpha/sigma) evenly from -2 to 2 (a real end, so that orders are not those of the last step)."""
-    from ldm_jax.diffusion.samplers import Path
+    from ldm_jax.diffusion.path import Path
 
     def build(n, warp=0.0):
         u = np.linspace(0, 1, n + 1)
         lam = -2 + 4 * (u + warp * np.sin(np.pi * u) ** 2)
         alpha = np.sqrt(1 / (1 + np.exp(-2 * lam)))
-        return Path(alpha, alpha * np.exp(-lam), -lam)
+        return Path(alpha, alpha * np.exp(-lam), -lam, lambda ratio: (1 / np.hypot(1, ratio), ratio / np.hypot(1, ratio), np.log(ratio)))
 
     return build

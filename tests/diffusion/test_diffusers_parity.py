@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ldm_jax.diffusion.grids import GRIDS
-from ldm_jax.diffusion.samplers import SAMPLERS, follow
+from ldm_jax.diffusion.path import Path
+from ldm_jax.diffusion.samplers import SAMPLERS
 from ldm_jax.diffusion.schedule import scaled_linear
 from ldm_jax.diffusion.table import run_on_host
 
@@ -21,16 +22,16 @@ def toy(x, time):
     return np.tanh(0.9 * x + 8e-4 * time) + 0.1 * np.sin(3 * x)
 
 
-def ours(name, grid, steps, draws, x, end=None, **options):
+def ours(name, grid, steps, draws, x, **options) -> tuple[np.ndarray, Path]:
     grid = {"name": grid} if isinstance(grid, str) else dict(grid)
-    times = GRIDS[grid.pop("name")](SD, steps, **grid)
-    table = SAMPLERS[name](follow(SD, times, end=end), **options)
+    path = GRIDS[grid.pop("name")](SD, steps, **grid)
+    table = SAMPLERS[name](path, **options)
 
     def denoise(x, alpha, sigma, time):
         noise = toy(x, time)
         return (x - sigma * noise) / alpha, noise
 
-    return run_on_host(table, denoise, x, draws), times
+    return run_on_host(table, denoise, x, draws), path
 
 
 def theirs(scheduler, steps, x, draws=None, ratio=None, monkeypatch=None, **options):
@@ -74,7 +75,7 @@ def test_ddim(steps, eta, noise):
 def test_ddim_as_stable_diffusion_ships_it(steps, noise):
     """Catches the grid's + 1, and a table that cannot end at the level of time 0 (set_alpha_to_one=False)."""
     peer = diffusers.DDIMScheduler(**BETAS, clip_sample=False, steps_offset=1, set_alpha_to_one=False)
-    close(ours("ddim", "leading", steps, None, noise[0], end=0.0)[0], theirs(peer, steps, noise[0]))
+    close(ours("ddim", {"name": "leading", "end": "lowest"}, steps, None, noise[0])[0], theirs(peer, steps, noise[0]))
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
@@ -92,14 +93,9 @@ def test_ddpm(variance, steps, noise, monkeypatch):
 def test_euler_and_heun(name, kind, steps, grid, noise):
     """Catches sigma-space steps moved wrongly to alpha, sigma; Heun's corrector at the wrong level or time."""
     peer = getattr(diffusers, kind)(**BETAS, timestep_spacing=grid)
-    got, times = ours(name, grid, steps, None, noise[0])
-    level = SD.level_at(times[0])
-    wanted = theirs(peer, steps, noise[0], ratio=float(level.sigma / level.alpha))
-    # linspace: they interpolate sigma between integer times, we log alpha-bar; the levels differ by up to 3e-5.
-    if grid == "linspace":
-        np.testing.assert_allclose(got, wanted, atol=1e-3 * np.abs(wanted).max())
-    else:
-        close(got, wanted)
+    spaced = {"name": "linspace", "levels": "linear"} if grid == "linspace" else grid
+    got, path = ours(name, spaced, steps, None, noise[0])
+    close(got, theirs(peer, steps, noise[0], ratio=float(path.ratios[0])))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 20, 25])

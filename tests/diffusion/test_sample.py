@@ -99,7 +99,7 @@ def test_start():
     noise = np.asarray(start(table, keys, SHAPE).x)
     assert 0.5 < noise.std() < 1.5 and not np.allclose(noise[0], noise[1])
     clean = jnp.full((2, *SHAPE), 3.0)
-    np.testing.assert_allclose(start(table, keys, SHAPE, clean).x, SD.alphas()[499] * 3 + SD.sigmas()[499] * noise, atol=1e-5)
+    np.testing.assert_allclose(start(table, keys, SHAPE, clean).x, SD.alphas[499] * 3 + SD.sigmas[499] * noise, atol=1e-5)
     draw = jax.random.normal(key_for(base_key(0), "row", step=0), SHAPE)
     assert not np.allclose(noise[0], draw, atol=1e-3)
 

@@ -9,12 +9,14 @@ from ldm_jax.core.errors import UserError
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.checks import check, check_constant
 from ldm_jax.diffusion.grids import GRIDS, trailing
+from ldm_jax.diffusion.path import Path, on_schedule
 from ldm_jax.diffusion.prediction import LogSnr
-from ldm_jax.diffusion.samplers import SAMPLERS, Path, follow, table_for
-from ldm_jax.diffusion.schedule import SCHEDULES, cosine, scaled_linear
+from ldm_jax.diffusion.samplers import SAMPLERS, table_for
+from ldm_jax.diffusion.schedule import cosine, linear, scaled_linear
 from ldm_jax.diffusion.table import run_on_host, with_guidance
 
 SD = scaled_linear()
+SCHEDULES = {"scaled_linear": SD, "linear": linear(), "cosine": cosine()}
 VARIANTS = {"ddpm": {}, "ddpm_large": {"variance": "large"}, "ddim": {}, "ddim_half": {"eta": 0.5}, "ddim_one": {"eta": 1.0},
             "euler": {}, "heun": {}, "dpmpp_2m": {}}
 
@@ -25,24 +27,24 @@ def variant(name, path):
 
 
 def too_long(path):
-    ratio = (path.sigma / path.alpha)[:-1]
+    ratio = path.ratios[path.ratios > 0]
     return np.any(ratio[:-1] > 3e4 * ratio[1:])
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", [name for name in GRIDS if name not in ("quadratic", "legacy")])
 def test_every_allowed_combination_is_built(schedule, grid):
     """Catches a sampler that breaks on real times, on 1 step, on a steep end (cosine) or on 1000 steps."""
-    schedule = SCHEDULES[schedule]()
+    schedule = SCHEDULES[schedule]
     for name in VARIANTS:
         for steps in (1, 2, 3, 20, 499):
             if not (grid == "leading" and steps == 1):
-                path = follow(schedule, GRIDS[grid](schedule, steps))
+                path = GRIDS[grid](schedule, steps)
                 if name == "heun" and too_long(path):
                     with pytest.raises(UserError, match="too long"):
                         samplers.heun(path)
                     continue
-                assert variant(name, path).rows == (2 * steps - 1 if name == "heun" else steps)
+                assert variant(name, path).rows == (2 * steps - (path.end[1] == 0) if name == "heun" else steps)
     assert table_for(schedule, 1000, "ddpm").rows == 1000
 
 
@@ -50,7 +52,7 @@ def test_every_allowed_combination_is_built(schedule, grid):
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_a_constant_denoiser_is_reached_exactly(name, steps):
     """Catches a last step that leaves noise in, a start gain applied twice, and a warm-up that uses an empty memory."""
-    table = variant(name, follow(SD, trailing(SD, steps)))
+    table = variant(name, trailing(SD, steps))
     rng = np.random.default_rng(0)
     clean = rng.standard_normal(7)
     denoise = lambda x, alpha, sigma, time: (clean, (x - alpha * clean) / sigma)  # noqa: E731
@@ -61,7 +63,7 @@ def test_a_constant_denoiser_is_reached_exactly(name, steps):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_weight_wrong_by_a_thousandth_is_found(name, even_path):
     """Catches a check that is too loose, or one that is not run: every weight of every row, one at a time."""
-    for path in (follow(SD, trailing(SD, 6)), even_path(5)):
+    for path in (trailing(SD, 6), even_path(5)):
         table = variant(name, path)
         for field in ("u", "p", "reach", "level"):
             values = getattr(table, field)
@@ -116,7 +118,7 @@ def weights(table):
 
 def test_identities(even_path):
     """Catches a posterior mean with alpha-bar of the wrong end, Euler's slope in another space than sigma/alpha."""
-    for path in (even_path(9, warp=0.1), follow(SD, trailing(SD, 10)), follow(SD, trailing(SD, 10), end=0.0)):
+    for path in (even_path(9, warp=0.1), trailing(SD, 10), trailing(SD, 10, end="lowest")):
         np.testing.assert_allclose(weights(samplers.ddim(path)), weights(samplers.euler(path)), atol=1e-13)
         np.testing.assert_allclose(weights(samplers.ddim(path, eta=1.0)), weights(samplers.ddpm(path)), atol=1e-13)
         a, s, b, t = path.alpha[:-1], path.sigma[:-1], path.alpha[1:], path.sigma[1:]
@@ -150,7 +152,7 @@ def test_strength_starts_again_with_order_one():
     """Catches rows cut off a full table, whose first row would read a memory that it does not have."""
     table = table_for(SD, 10, "dpmpp_2m", strength=0.5)
     assert table.rows == 5 and table.time[0] == 499 and table.u[0, 3] == 0
-    np.testing.assert_allclose(table.level[0], [SD.alphas()[499], SD.sigmas()[499]])
+    np.testing.assert_allclose(table.level[0], [SD.alphas[499], SD.sigmas[499]])
 
 
 @pytest.mark.parametrize("build, says", [
@@ -162,9 +164,9 @@ def test_strength_starts_again_with_order_one():
     (lambda: table_for(SD, 600, "heun"), "1199 network evaluations; the loop holds 1 to 1024"),
     (lambda: table_for(SD, 5, guidance=(float("nan"),)), "not finite"),
     (lambda: with_guidance(table_for(SD, 5), [1.0, 2.0]), "one per row"),
-    (lambda: follow(SD, [10, 500]), "fall from each level"),
-    (lambda: follow(cosine(), [5, 3], end=4), "fall from each level"),
-    (lambda: Path(np.ones(1), np.ones(1), np.ones(1)), "at least 2"),
+    (lambda: on_schedule(SD, [10, 500]), "fall from each level"),
+    (lambda: on_schedule(cosine(), [5, 5]), "fall from each level"),
+    (lambda: Path(np.ones(1), np.ones(1), np.ones(1), None), "at least 2"),
 ])
 def test_bad_arguments_get_a_line(build, says):
     """Catches a square root of a negative variance, stale options, and a table too long for the loop cut short."""

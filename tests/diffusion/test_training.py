@@ -8,6 +8,7 @@ import pytest
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key
 from ldm_jax.core.types import Level
+from ldm_jax.diffusion.continuous import Flow
 from ldm_jax.diffusion.loss import LOSSES, Objective, denoising_loss, draw
 from ldm_jax.diffusion.prediction import PREDICTIONS, TIME_INPUTS, corrupt, denoiser
 from ldm_jax.diffusion.schedule import scaled_linear
@@ -29,12 +30,50 @@ def levels(scale=1.0):
 @pytest.mark.parametrize("name", PREDICTIONS)
 @pytest.mark.parametrize("scale", [1.0, 1.7])
 def test_hub_round_trip(name, scale):
-    """Catches a sign or a swap of alpha and sigma in any conversion, and v's assumption that alpha^2 + sigma^2 = 1."""
+    """Catches a sign or a swap of alpha and sigma in any conversion, and the assumption that alpha^2 + sigma^2 = 1."""
     prediction, level = PREDICTIONS[name](), levels(scale)
     clean, noise = pair()
     output = prediction.target(clean, noise, level)
     for got, wanted in zip(prediction.to_hub(output, corrupt(clean, noise, level), level), (clean, noise)):
         np.testing.assert_allclose(got, wanted, atol=1e-12)
+
+
+def test_flow_and_edm_are_the_published_ones():
+    """Catches flow turned around (clean - noise), and c_out, c_skip or c_in of table 1 with s and d swapped."""
+    clean, noise = pair()
+    np.testing.assert_array_equal(PREDICTIONS["flow"]().target(clean, noise, levels()), noise - clean)
+    s, d = 3.0, 0.5
+    level, edm = Level(np.ones(5), np.full(5, s)), PREDICTIONS["edm"](sigma_data=d)
+    y, output = clean + s * noise, noise
+    wanted = d**2 / (s**2 + d**2) * y + s * d / np.sqrt(s**2 + d**2) * output
+    np.testing.assert_allclose(edm.to_hub(output, y, level)[0], wanted)
+    np.testing.assert_allclose(edm.inputs(y, level), y / np.sqrt(s**2 + d**2))
+    np.testing.assert_allclose(edm.gain(level), (s**2 + d**2) / (s * d) ** 2)
+
+
+@pytest.mark.parametrize("name", ["edm", "score"])
+def test_the_network_sees_unit_variance(name):
+    """Catches inputs that are not scaled: at sigma 50 the network would see values of 50; and a denoiser that forgets to."""
+    seen = {}
+
+    def network(params, noisy, time, condition):
+        seen["std"] = float(jnp.std(noisy))
+        return noisy
+
+    level = Level(jnp.ones(2), jnp.full(2, 50.0))
+    clean, noise = (jnp.asarray(x, jnp.float32) for x in pair((2, 16, 16, 3)))
+    denoiser(network, PREDICTIONS[name]())(None, corrupt(clean, noise, level), level, jnp.zeros(2), None)
+    assert seen["std"] == pytest.approx(1, abs=0.1)
+
+
+def test_noise_cannot_serve_a_schedule_that_ends_in_pure_noise():
+    """Catches a division by alpha = 0 met only when samples turn out NaN."""
+    for name in ("noise", "score", "edm"):
+        with pytest.raises(UserError, match="set the prediction to v, clean or flow"):
+            PREDICTIONS[name]().check(scaled_linear(zero_terminal=True))
+    for name in ("v", "clean", "flow"):
+        PREDICTIONS[name]().check(Flow())
+        PREDICTIONS[name]().check(scaled_linear(zero_terminal=True))
 
 
 def test_v_is_the_published_one():
@@ -63,8 +102,9 @@ def test_min_snr_is_one_objective_in_clean_space(name):
     in_clean = square(prediction.to_hub(output, noisy, level)[0] - clean)
     snr = level.alpha**2 / level.sigma**2
     np.testing.assert_allclose(MinSnr(5.0)(level, prediction) * square(output - target), np.minimum(snr, 5) * in_clean, rtol=1e-6)
-    published = {"noise": np.minimum(snr, 5) / snr, "clean": np.minimum(snr, 5), "v": np.minimum(snr, 5) / (snr + 1)}[name]
-    np.testing.assert_allclose(MinSnr(5.0)(level, prediction), published, rtol=1e-6)
+    published = {"noise": np.minimum(snr, 5) / snr, "clean": np.minimum(snr, 5), "v": np.minimum(snr, 5) / (snr + 1)}
+    if name in published:
+        np.testing.assert_allclose(MinSnr(5.0)(level, prediction), published[name], rtol=1e-6)
 
 
 def objective(prediction="noise", weight="simple", loss="l2", times="uniform", time_input="index"):
@@ -128,11 +168,11 @@ def test_every_time_is_equally_likely(times):
     """Catches a range that leaves out time 0 or T-1, and strata that overlap or leave gaps."""
     examples = jnp.arange(40000)
     keys = jax.vmap(lambda i: jax.random.fold_in(base_key(0), i))(examples)
-    counts = np.bincount(np.asarray(times(keys, examples, 10)), minlength=10)
+    counts = np.bincount(np.asarray(times(keys, examples, scaled_linear(steps=10))), minlength=10)
     assert counts.shape == (10,)
     np.testing.assert_allclose(counts, 4000, atol=6 * np.sqrt(4000))
     if isinstance(times, Stratified):
-        assert (np.asarray(times(keys, examples, 1000)).reshape(-1, 8).argsort(axis=1) == np.arange(8)).all()
+        assert (np.asarray(times(keys, examples, scaled_linear())).reshape(-1, 8).argsort(axis=1) == np.arange(8)).all()
 
 
 def test_bad_arguments_get_a_line():
