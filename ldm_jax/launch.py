@@ -19,6 +19,7 @@ from ldm_jax.checkpoint.digests import write_atomically
 from ldm_jax.checkpoint.manifest import Manifest, relative_path
 from ldm_jax.checkpoint.store import Store
 from ldm_jax.config_tree import Problems, from_json
+from ldm_jax.core.choose import typed
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key, key_for
 from ldm_jax.core.trees import content_digest, count, map_with_path, paths
@@ -248,10 +249,19 @@ def open_state(job: Prepared, store: Store, stage, key) -> tuple[State, float]:
 
 
 def open_donor(config: Mapping) -> Opened:
-    """The checkpoint that config.init_from names, of the task of the config."""
+    """The checkpoint that config.init_from names.
+
+    Raises:
+      UserError: it is of another task, or its network means another thing by its output or by its time.
+    """
     opened = Opened(config["init_from"])
     if opened.manifest.task != config["task"]:
         raise UserError(f"{config['init_from']} is of task {opened.manifest.task}, this run of {config['task']}")
+    theirs = from_json(opened.manifest.config)
+    for name in ("prediction", "time_input"):
+        if name in theirs and theirs[name] != config[name]:
+            raise UserError(f"{config['init_from']} was trained with {name} {typed(theirs[name])}, and config.{name} is "
+                            f"{typed(config[name])}; to go on from it write --config.{name}='{typed(theirs[name])}'")
     return opened
 
 

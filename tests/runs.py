@@ -149,23 +149,39 @@ def train(config: str, workdir: pathlib.Path, how=ONE, *overrides, each=()) -> R
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """The undisturbed runs of a session of tests, each done once. They stand in one folder and know each other by relative paths."""
+    """The undisturbed runs of a session of tests, each done once, by whichever worker asks first. They stand in one folder and know
+    each other by relative paths."""
 
     folder: pathlib.Path
 
     @functools.cache  # noqa: B019  (one folder a session)
     def config(self, kind: str) -> str:
-        return config_file(self.folder / "configs", kind, self.first_stage() if kind == "ldm" else "")
+        return config_file(self.folder / f"configs_{os.getpid()}", kind, self.first_stage() if kind == "ldm" else "")
 
     @functools.cache  # noqa: B019
-    def started(self, kind: str, how) -> tuple[pathlib.Path, Running]:
+    def started(self, kind: str, how) -> tuple[pathlib.Path, "Running | None"]:
+        """The workdir and, if this worker is the first to ask, the run; None if another worker runs it."""
         workdir = self.folder / f"{kind}_{how[0]}x{how[1]}_{len(how[2])}"
-        return workdir, train(self.config(kind), workdir, how)
+        config = self.config(kind)
+        try:
+            workdir.with_name(workdir.name + "_taken").mkdir(parents=True)
+        except FileExistsError:
+            return workdir, None
+        return workdir, train(config, workdir, how)
 
     def whole(self, kind: str, how) -> pathlib.Path:
         """The workdir of the undisturbed run."""
         workdir, running = self.started(kind, how)
-        running.finished()
+        done = workdir.with_name(workdir.name + "_done")
+        if running is not None:
+            running.finished()
+            done.touch()
+        end = time.monotonic() + 480
+        while not done.exists():
+            if time.monotonic() > end or (workdir / "checkpoints" / str(STEPS) / "digests.json").exists() and len(lines(workdir)) == STEPS:
+                time.sleep(1)  # all is written; the process is ending
+                break
+            time.sleep(0.2)
         return workdir
 
     def first_stage(self) -> pathlib.Path:
@@ -174,8 +190,9 @@ class Shared:
 
 
 def shared(factory) -> Shared:
-    """The same for every test file of a session."""
-    return Shared(factory.getbasetemp() / "shared_runs")
+    """The same for every test file of a session, and for all workers of xdist."""
+    base = factory.getbasetemp()
+    return Shared((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared_runs")
 
 
 def lines(workdir) -> list[dict]:

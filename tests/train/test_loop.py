@@ -66,6 +66,13 @@ def test_a_run_starts_from_another_model(tmp_path, make_autoencoder_config, trai
         launch.prepare(make_autoencoder_config(init_from=str(tmp_path / "nowhere")))
 
 
+def test_a_network_that_means_another_thing_is_refused(make_ldm_config, trained_ldm, trained_autoencoder):
+    """Mistake: a network of noise taken for one of v: every shape fits, and nothing says that the first samples will be mush."""
+    for name, other in {"prediction": {"name": "noise"}, "time_input": {"name": "log_snr"}}.items():
+        with pytest.raises(UserError, match=f"was trained with {name} .* write --config.{name}='"):
+            launch.prepare(make_ldm_config(trained_autoencoder, **{name: other, "init_from": str(trained_ldm)}))
+
+
 def test_new_parameters_are_listed(tmp_path, make_autoencoder_config, trained_autoencoder, capsys):
     """Mistake: a part that starts at random without a word: here the attention that the other model has not."""
     launch.train(make_autoencoder_config(**{"init_from": str(trained_autoencoder), "model.middle_attention": True, "run.steps": 1}),
