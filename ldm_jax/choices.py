@@ -202,7 +202,7 @@ def objective_parts(config, problems: Problems) -> dict:
     return parts
 
 
-def check_objective(parts: Mapping, problems: Problems) -> None:
+def check_objective(parts: dict, problems: Problems) -> None:
     """Notes each part of an objective that the schedule cannot serve."""
     schedule, before = parts["schedule"], len(problems.lines)
     for name in sorted(parts.keys() & {"times", "log_variance"}):
@@ -213,6 +213,7 @@ def check_objective(parts: Mapping, problems: Problems) -> None:
             parts["prediction"].check(schedule)
     with problems.noted("config.time_input"), np.errstate(divide="ignore"):
         if "time_input" in parts and not np.isfinite(parts["time_input"](schedule, np.asarray([schedule.last]))).all():
+            del parts["time_input"]  # no table can be made with it
             raise UserError("this schedule ends in pure noise (alpha = 0), where the number fed is infinite: set it to index or scaled")
     if parts.keys() >= {"prediction", "weight", "log_variance"} and len(problems.lines) == before:
         with problems.noted("config.weight"):
