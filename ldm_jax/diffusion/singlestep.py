@@ -114,7 +114,7 @@ def _clean(name: str, points: list, reach, form: str) -> list[Row]:
 def _rows(name: str, points: list, reach, ways: list, estimate: str, exact: list) -> list[Row]:
     """ways[j]: the weights of (x0, V0 .. Vj) in the point that row j reaches."""
     reaches = [level for level, _ in points[1:]] + [reach]
-    rows = []
+    rows, growth = [], 1.0
     for j, ((level, time), way) in enumerate(zip(points, ways)):
         kind, degree = exact[j]
         remember = (0.0, 1.0, 0.0, 0.0) if estimate == "clean" else (0.0, 0.0, 1.0, 0.0)
@@ -126,6 +126,7 @@ def _rows(name: str, points: list, reach, ways: list, estimate: str, exact: list
         kept = way[0] / known[0]
         past = [way[m] - kept * known[m] for m in range(j, 0, -1)]
         if estimate == "noise":
-            refuse_long(name, level, reaches[j], max(map(abs, [way[-1], *past])))
+            growth *= max(1.0, *[abs(w) / reaches[j][1] for w in (way[-1], *past)])  # the next estimate carries this one's error
+            refuse_long(name, points[0][0], reach, growth * reach[1])
         rows.append(Row(level, time, reaches[j], x=kept, memory=tuple(past + [0.0] * (3 - j)), **{estimate: way[-1]}, **common))
     return rows
