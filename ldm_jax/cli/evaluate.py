@@ -1,7 +1,4 @@
-"""Measures a model on held-out data: python -m ldm_jax.cli.evaluate --model=runs/demo/ldm [--out=evaluation.json]
-
---measure=likelihood gives nats and bits of the test split: the variational bound term by term, the autoencoder's ELBO beside it.
-"""
+"""Measures a model on held-out data: python -m ldm_jax.cli.evaluate --model=runs/demo/ldm [--measure=likelihood]"""
 
 from absl import flags
 
@@ -11,7 +8,7 @@ from ldm_jax.core.errors import UserError
 MODEL = flags.DEFINE_string("model", None, "A run folder, one step of it, or a bundle.", required=True)
 OUT = flags.DEFINE_string("out", "", "A JSON file for the numbers; the table is printed in any case.")
 MEASURE = flags.DEFINE_enum("measure", "quality", ["quality", "likelihood"],
-                            "Quality: of samples, or of a first stage's reconstruction. Likelihood: of the test split, in nats and bits.")
+                            "Quality: of samples or reconstructions. Likelihood: of the test split.")
 NUMBER = flags.DEFINE_integer("num_samples", 1000, "Samples of a diffusion model, class after class; a first stage reads the test split.")
 SEED = flags.DEFINE_integer("seed", 0, "The first sample's seed, or the seed of a likelihood's draws.")
 SAMPLER = flags.DEFINE_string("sampler", "", "A name or a section; empty: the model's own.")
