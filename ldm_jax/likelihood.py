@@ -42,7 +42,7 @@ class Likely:
     """
 
     times: int = 32
-    variance: str = "small"
+    variance: str = "large"
     images: int = 0
     ode_images: int = 0
     ode_steps: int = 32

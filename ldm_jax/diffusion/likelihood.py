@@ -33,7 +33,8 @@ EVEN_SHARE = 0.1  # of the draws of time
 class Bound:
     """What of the bound is a choice.
 
-    variance: of p(x_{t-1} | x_t): "small", the posterior's beta-tilde; "large", beta.
+    variance: of p(x_{t-1} | x_t): "large", beta, best for data N(0, 1) and the tighter bound for what has a density; "small", the
+      posterior's beta-tilde, best for data at one point (arXiv 2006.11239, section 3.2).
     decoder: p(x_0 | x_1) around the estimate of clean. "gaussian", for continuous data, is the density of variance sigma_0^2
       (the paper's beta_1); "pixels", for data x / 127.5 - 1 of uint8 x, is the probability of the pixel's interval under a
       Gaussian of variance beta-tilde_2, with open ends at 0 and 255 (arXiv 2006.11239, equation 13, and its code).
@@ -47,7 +48,7 @@ class Bound:
 
     schedule: Any
     time_input: Any
-    variance: Literal["small", "large"] = "small"
+    variance: Literal["small", "large"] = "large"
     decoder: Literal["gaussian", "pixels"] = "gaussian"
     draws: int = 32
 

@@ -76,11 +76,11 @@ def test_the_page_of_a_latent_model(page, tmp_path):
 
 def test_the_numbers_do_not_depend_on_the_batch(page, model):
     """Catches draws by place in the batch, and conditions or weights of the wrong rows."""
-    request = Likely(times=4, images=20, ode_images=6, ode_steps=2, ode_probes=2, batch_size=5)
+    request = Likely(times=4, images=20, batch_size=5)
     seen = []
     other = evaluate.evaluate(model, request, seen.append)
-    assert seen[-1] == evaluate.total(model, request) == 46 and seen == sorted(seen)
-    for name in page.keys() - {"settings"}:
+    assert seen[-1] == evaluate.total(model, request) == 40 and seen == sorted(seen)
+    for name in page.keys() - {"settings", "latent_probability_flow"}:
         np.testing.assert_allclose(other[name]["nats"], page[name]["nats"], rtol=2e-4, err_msg=name)
 
 
