@@ -7,36 +7,45 @@ import jax
 import numpy as np
 from etils import epath
 
-from ldm_jax import choices
+from ldm_jax import choices, likelihood
 from ldm_jax.checkpoint.digests import write_atomically
 from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.batches import in_order
 from ldm_jax.evals.report import report
 from ldm_jax.evals.tables import EVALS
+from ldm_jax.likelihood import Likely
 from ldm_jax.output import Request
 from ldm_jax.pipeline import Model
 from ldm_jax.train.loop import fetch
 from ldm_jax.train.sharding import local_rows, place
 
 
-def evaluate(model: Model, request: Request | None = None, progress=None) -> dict:
+def evaluate(model: Model, request: Request | Likely | None = None, progress=None) -> dict:
     """The measures of a model, JSON-able: reconstruction of the test split for a first stage, samples against the digits for a
-    diffusion model on the digits.
+    diffusion model on the digits; or, asked by a `Likely`, the likelihood of the test split under either.
 
     Args:
-      request: for a diffusion model, the samples to make; class after class in turn.
+      request: for a diffusion model, the samples to make; or the likelihood to measure.
 
     Raises:
-      UserError: a diffusion model of data that no evaluation here knows.
+      UserError: a diffusion model of data that no evaluation here knows, or a likelihood that the model has not.
     """
+    if isinstance(request, Likely):
+        return likelihood.likelihood(model, request, progress)
     config = from_json(model.manifest.config)
     if model.experiment.task == "autoencoder":
         return reconstruction(model, config)
     name = config["data"]["source"]["name"]
     if name != "digits":
-        raise UserError(f"samples of {name!r} have no evaluation yet; the digits have one, and every first stage has")
+        raise UserError(f"samples of {name!r} have no evaluation yet; the digits have one, and every first stage has. "
+                        "--measure=likelihood measures any data's")
     return digits(model, config, request or Request(number=1000, batch_size=100), progress)
+
+
+def total(model: Model, request: Request | Likely) -> int:
+    """How many images `evaluate` makes or reads, for its progress."""
+    return likelihood.total(model, request) if isinstance(request, Likely) else request.number
 
 
 def check_out(out: str) -> None:

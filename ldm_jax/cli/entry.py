@@ -122,9 +122,11 @@ def help_page(about: str) -> str:
     ours = by_module.get("ldm_jax.config_file", []) + by_module.get(sys.argv[0], [])  # absl calls the main module by argv[0]
     shared = by_module.get("ldm_jax.cli.entry", [])
     lines = [about.strip(), ""]
-    for flag in [*ours, *sorted(shared, key=lambda flag: flag.name == "debug")]:
+    shown = [*ours, *sorted(shared, key=lambda flag: flag.name == "debug")]
+    width = max(len(flag.name) for flag in shown) + 1
+    for flag in shown:
         default = "" if flag.boolean or flag.default in (None, "") else f" [{flag.default}]"
-        lines.append(f"  --{flag.name:<14}{flag.help}{default}")
+        lines.append(f"  --{flag.name:<{width}}{flag.help}{default}")
     return "\n".join(lines)
 
 

@@ -1,34 +1,64 @@
-"""Measures a model on held-out data: python -m ldm_jax.cli.evaluate --model=runs/demo/ldm [--out=evaluation.json]"""
+"""Measures a model on held-out data: python -m ldm_jax.cli.evaluate --model=runs/demo/ldm [--measure=likelihood]"""
 
 from absl import flags
 
 from ldm_jax.cli import entry
+from ldm_jax.core.errors import UserError
 
 MODEL = flags.DEFINE_string("model", None, "A run folder, one step of it, or a bundle.", required=True)
 OUT = flags.DEFINE_string("out", "", "A JSON file for the numbers; the table is printed in any case.")
+MEASURE = flags.DEFINE_enum("measure", "quality", ["quality", "likelihood"],
+                            "Quality: of samples or reconstructions. Likelihood: of the test split.")
 NUMBER = flags.DEFINE_integer("num_samples", 1000, "Samples of a diffusion model, class after class; a first stage reads the test split.")
-SEED = flags.DEFINE_integer("seed", 0, "The first sample's seed.")
+SEED = flags.DEFINE_integer("seed", 0, "The first sample's seed, or the seed of a likelihood's draws.")
 SAMPLER = flags.DEFINE_string("sampler", "", "A name or a section; empty: the model's own.")
 GRID = flags.DEFINE_string("grid", "", "The steps' times: a name or a section; empty: the model's own.")
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; the model's own by default.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance weight; the model's own by default.")
+TIMES = flags.DEFINE_integer("likelihood_times", 32, "Transitions of the bound drawn for each image, even; 0 for every one.")
+VARIANCE = flags.DEFINE_enum("posterior_variance", "large", ["small", "large"], "Of the bound's reverse steps: beta-tilde or beta.")
+IMAGES = flags.DEFINE_integer("images", 0, "A likelihood's images, the first of the test split; 0 for all.")
+ODE_IMAGES = flags.DEFINE_integer("ode_images", 0, "How many of them also by the probability-flow equation, which is slow.")
+ODE_STEPS = flags.DEFINE_integer("ode_steps", 32, "Its steps, of four evaluations each.")
+ODE_PROBES = flags.DEFINE_integer("ode_probes", 8, "Draws of its trace estimate; 0 for the exact trace.")
 WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or the raw weights.")
-BATCH = flags.DEFINE_integer("batch_size", 100, "Samples at a time.")
+BATCH = flags.DEFINE_integer("batch_size", 100, "Images at a time.")
 PROCESSES = entry.process_flags()
+
+OF_QUALITY = (NUMBER, SAMPLER, GRID, STEPS, GUIDANCE)
+OF_LIKELIHOOD = (TIMES, VARIANCE, IMAGES, ODE_IMAGES, ODE_STEPS, ODE_PROBES)
 
 
 def main() -> None:
-    from ldm_jax import evaluate, output, pipeline, workdir
+    likely = MEASURE.value == "likelihood"
+    for flag in OF_QUALITY if likely else OF_LIKELIHOOD:
+        if flag.present:
+            other = "quality" if likely else "likelihood"
+            raise UserError(f"--{flag.name} belongs to --measure={other}; this is --measure={MEASURE.value}")
+
+    from ldm_jax import evaluate, pipeline, workdir
 
     evaluate.check_out(OUT.value)
-    sampling = {"sampler": output.parse_choice(SAMPLER.value, "--sampler"), "grid": output.parse_choice(GRID.value, "--grid"),
-                "steps": STEPS.value, "guidance": GUIDANCE.value}
-    request = output.Request(NUMBER.value, SEED.value, batch_size=BATCH.value, sampling=sampling)
+    request = _likelihood() if likely else _samples()
     workdir.initialise(*PROCESSES())
     model = pipeline.load(MODEL.value, weights=WEIGHTS.value)
-    with entry.progress(request.number, "images") as progress:
+    with entry.progress(evaluate.total(model, request), "images") as progress:
         result = evaluate.evaluate(model, request, progress)
     print(evaluate.told(result, f"{MODEL.value}: {model.describe()}", OUT.value))
+
+
+def _samples():
+    from ldm_jax import output
+
+    sampling = {"sampler": output.parse_choice(SAMPLER.value, "--sampler"), "grid": output.parse_choice(GRID.value, "--grid"),
+                "steps": STEPS.value, "guidance": GUIDANCE.value}
+    return output.Request(NUMBER.value, SEED.value, batch_size=BATCH.value, sampling=sampling)
+
+
+def _likelihood():
+    from ldm_jax.likelihood import Likely
+
+    return Likely(TIMES.value, VARIANCE.value, IMAGES.value, ODE_IMAGES.value, ODE_STEPS.value, ODE_PROBES.value, SEED.value, BATCH.value)
 
 
 if __name__ == "__main__":

@@ -160,6 +160,22 @@ def test_export_and_evaluate_refuse_before_the_work(command, trained_ldm, tmp_pa
     done.refused("expected a file in a folder that exists")
 
 
+LIKELIHOOD = {  # refused from the flags alone
+    "odd times": (["--measure=likelihood", "--likelihood_times=3"], ["--likelihood_times=3: expected an even number of times"]),
+    "one probe": (["--measure=likelihood", "--ode_probes=1"], ["--ode_probes=1: expected at least 2"]),
+    "unknown measure": (["--measure=bits"], ["--measure=bits", "<quality|likelihood>"]),
+    "guided likelihood": (["--measure=likelihood", "--guidance=2"], ["--guidance belongs to --measure=quality"]),
+    "times of samples": (["--likelihood_times=8"], ["--likelihood_times belongs to --measure=likelihood"]),
+}
+
+
+@pytest.mark.parametrize("what", LIKELIHOOD)
+def test_a_likelihood_is_refused(what, command):
+    """Catches a flag of the other measure that is passed over: a guided likelihood is none."""
+    flags, words = LIKELIHOOD[what]
+    command("-m", "ldm_jax.cli.evaluate", "--model=/nowhere", *flags).refused(*words)
+
+
 CONVERT = {
     "no word": ([], ["the first argument is one of lpips"]),
     "unknown word": (["clip"], ["'clip': the first argument is one of lpips"]),
