@@ -1,17 +1,26 @@
-"""A readable page of any checkpoint: python -m ldm_jax.cli.inspect --model=runs/demo/ldm"""
+"""A readable page of any checkpoint: python -m ldm_jax.cli.inspect --model=runs/demo/ldm
+or of all samplers, with their options: python -m ldm_jax.cli.inspect samplers"""
+
+import sys
 
 from absl import flags
 
 from ldm_jax.cli import entry
+from ldm_jax.core.errors import UserError
 
-MODEL = flags.DEFINE_string("model", None, "A run folder, one step of it, or a bundle.", required=True)
+MODEL = flags.DEFINE_string("model", "", "A run folder, one step of it, or a bundle.")
+WORDS = ("samplers",)
 
 
-def main() -> None:
+def main(what: str = "") -> None:
+    if not what and not MODEL.value:
+        raise UserError(f"--model is missing: {MODEL._flag.help} For the page of all samplers, write: inspect samplers")
+    if what and MODEL.value:
+        raise UserError(f"--model does not go with '{what}': that page is of no model")
     from ldm_jax import describe
 
-    print(describe.page(MODEL.value))
+    print(describe.samplers() if what == "samplers" else describe.page(MODEL.value))
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    entry.run(main, sys.argv, words=() if len(sys.argv) < 2 or sys.argv[1].startswith("-") else WORDS)

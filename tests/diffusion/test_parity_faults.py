@@ -117,15 +117,20 @@ def test_started_in_the_middle(name, sampler, first):
     assert peer > 1e-2, "theirs"
 
 
-def variance_errors(run, counts):
-    """|variance / exact - 1| of the result for data N(0, STD^2); the state is its coefficients over the start and all draws."""
-    errors = []
-    for n in counts:
-        size = n + 1
-        x = np.zeros(size)
-        x[0] = np.hypot(level(999).alpha * STD, level(999).sigma)
-        errors.append(abs(np.sum(run(n, x[None], np.eye(size)[1:, None]) ** 2) / STD**2 - 1))
-    return np.asarray(errors)
+def variance_error(run, table):
+    """|variance / exact - 1| of the result for data N(0, STD^2), exact as if all steps but the last, to clean data, were.
+
+    The state is its coefficients over the start and all draws; run(x, draws, network) -> coefficients of the result."""
+    levels = iter(table.level)
+
+    def network(x, t):
+        alpha, sigma = next(levels)
+        return sigma * x / (alpha**2 * STD**2 + sigma**2)
+
+    (a, s), (b, t) = table.level[0], table.level[-1]
+    x = np.eye(1, table.rows + 1) * np.hypot(a * STD, s)
+    exact = (b * STD**2) ** 2 / np.hypot(b * STD, t) ** 2
+    return abs(np.sum(run(x, np.eye(table.rows + 1)[1:, None], network) ** 2) / exact - 1)
 
 
 def slope(errors, counts):
@@ -133,18 +138,20 @@ def slope(errors, counts):
 
 
 def test_third_order_sde():
-    """sde-dpmsolver++ of order 3: the second difference has weight -1/2 where +1/2 is needed; the variance converges to first order
-    and from far off, ours (published or corrected) to second."""
-    counts = [25, 50, 100]
-    config = dict(CONFIG, algorithm_type="sde-dpmsolver++", solver_order=3, solver_type="heun", timestep_spacing="trailing")
-    peer = variance_errors(lambda n, x, draws: theirs("DPMSolverMultistep", config, n, x=x, draw=lambda i: draws[i],
-                                                      network=gaussian), counts)
-    for form in ("published", "corrected"):
-        ours = variance_errors(lambda n, x, draws, form=form: run_on_host(
-            table_for(SD, n, {"name": "dpmpp_3m_sde", "eta": 1.0, "form": form}), on_our_side(gaussian), x, draws), counts)
-        print(f"theirs {peer} slope {slope(peer, counts):.2f}; {form} {ours} slope {slope(ours, counts):.2f}")
-        assert slope(ours, counts) > 1.6
-    assert slope(peer, counts) < 1.3 and peer[-1] > 10 * ours[-1], "theirs"
+    """sde-dpmsolver++ of order 3: the second difference has weight -1/2 where +1/2 is needed. Its variance converges to first order
+    at best, from far off; ours, published or corrected, to second."""
+    counts, errors = [25, 50, 100], {}
+    config = dict(CONFIG, algorithm_type="sde-dpmsolver++", solver_order=3, solver_type="heun", use_karras_sigmas=True)
+    for n in counts:
+        for form in ("published", "corrected"):
+            table = table_for(SD, n, {"name": "dpmpp_3m_sde", "eta": 1.0, "form": form}, {"name": "karras", "rounded": True})
+            errors.setdefault(form, []).append(variance_error(
+                lambda x, draws, network, table=table: run_on_host(table, on_our_side(network), x, draws), table))
+        errors.setdefault("theirs", []).append(variance_error(
+            lambda x, draws, network, n=n: theirs("DPMSolverMultistep", config, n, x=x, draw=lambda i: draws[i], network=network), table))
+    print({name: (np.asarray(e).round(6).tolist(), round(slope(e, counts), 2)) for name, e in errors.items()})
+    assert min(slope(errors[form], counts) for form in ("published", "corrected")) > 1.6
+    assert slope(errors["theirs"], counts) < 1.4 and errors["theirs"][-1] > 10 * errors["published"][-1], "theirs"
 
 
 def test_pndm_of_a_v_network():
@@ -159,7 +166,8 @@ def test_pndm_of_a_v_network():
         peer.append(abs(theirs("PNDM", config, n, x=np.ones((1, 1)), network=gaussian_v).item() / exact - 1))
         ours.append(abs(run_on_host(table, on_our_side(gaussian), np.ones((1, 1))).item() / exact - 1))
     print(f"theirs {peer} slope {slope(peer, counts):.2f}; ours {ours} slope {slope(ours, counts):.2f}")
-    assert slope(ours, counts) > 1.7 and peer[-1] > 3 * ours[-1], "theirs"
+    assert max(ours[1:]) < 1e-3
+    assert slope(peer, counts) < 1.3 and peer[-1] > 5 * ours[-1], "theirs"
 
 
 def test_large_variance_adds_noise_to_the_finished_image():
@@ -178,7 +186,7 @@ def test_unipc_bh1_to_sigma_zero():
     peer = theirs("UniPC", dict(CONFIG, solver_type="bh1", timestep_spacing="trailing"), 10, network=gaussian)
     x = np.ones((1, 1))
     ours = run_on_host(table_for(SD, 10, {"name": "unipc", "form": "bh1"}), on_our_side(gaussian), x)
-    assert abs(ours.item() / (STD / np.hypot(level(999).alpha * STD, level(999).sigma)) - 1) < 0.1
+    assert abs(ours.item() / (STD / np.hypot(level(999).alpha * STD, level(999).sigma)) - 1) < 0.3
     assert np.isnan(peer).any(), "theirs"
 
 

@@ -77,7 +77,8 @@ def test_dpm_sigmas_over_all_times(name, kind):
         return
     path = GRIDS[kind](SD, 10)
     path = dataclasses.replace(path, time=np.floor(path.time + 1e-9))
-    compare(name, config, choose(SAMPLERS, {"name": sampler} if isinstance(sampler, str) else sampler, "sampler", path=path), 10)
+    table = choose(SAMPLERS, {"name": sampler} if isinstance(sampler, str) else sampler, "sampler", path=path)
+    compare(name, config, table, 10, shipped=1e-3)  # in float32 the first time is 998.9999, and is cut to 998
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])

@@ -43,7 +43,7 @@ def settings(model, name):
     return sampler, leading if "timestep_spacing" in MODELS[model] else own, brownian() if name == "DPMSolverSDE" else None
 
 
-@pytest.mark.parametrize("model, name, steps", [(*case, steps) for case in CASES for steps in (1, 2, 10, 25)
+@pytest.mark.parametrize("model, name, steps", [(*case, steps) for case in CASES for steps in (1, 3, 10, 25)
                                                 if steps > 1 or case[1] in FROM_ONE])
 def test_formulas(model, name, steps):
     """Catches any wrong weight, level or time: a start one time late, an offset left out, a second evaluation fed the first's

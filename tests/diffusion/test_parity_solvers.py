@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.diffusion.peers import BETAS, DRAWS, agree
+from ldm_jax.diffusion.grids import karras
+from tests.diffusion.peers import BETAS, SD, agree
 
 pytestmark = [pytest.mark.filterwarnings("ignore:__array__ implementation"),  # diffusers' own, of numpy 2
               pytest.mark.filterwarnings("ignore:.*is deprecated")]
@@ -15,10 +16,6 @@ SDE = {"algorithm_type": "sde-dpmsolver++"}
 UNEVEN = dict(CONFIG, use_karras_sigmas=True)
 KARRAS = {"name": "karras", "rounded": True}
 STEPS = [2, 3, 10, 20]
-
-
-def draws_of(name):
-    return {"draw": lambda i, *levels: DRAWS[i]}
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -43,11 +40,14 @@ def test_lower_order_at_the_end(order, lower):
 
 
 @pytest.mark.parametrize("steps", [3, 10, 20])
+@pytest.mark.parametrize("form", ["midpoint", "heun"])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_multistep_in_the_noise(order, steps):
-    """Catches the noise form's exponentials taken for the clean form's."""
-    config = dict(CONFIG, **NOISE, solver_order=order, lower_order_final=False)
-    agree("DPMSolverMultistep", config, {1: "ddim", 2: "dpm_2m", 3: "dpm_3m"}[order], LOWEST, steps)
+def test_multistep_in_the_noise(order, form, steps):
+    """Catches the noise form's exponentials taken for the clean form's, and the two first steps of another order."""
+    config = dict(CONFIG, **NOISE, solver_order=order, solver_type=form)
+    sampler = {1: "ddim", 2: {"name": "dpm_2m", "form": form, "lower_final": steps < 15},
+               3: {"name": "dpm_3m", "form": "published", "start": form, "lower_final": steps < 15}}[order]
+    agree("DPMSolverMultistep", config, sampler, LOWEST, steps)
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -61,11 +61,11 @@ def test_multistep_sde(order, form, steps):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 11, 12])
-@pytest.mark.parametrize("order", [2, 3])
-def test_singlestep(order, steps):
+@pytest.mark.parametrize("order, form", [(2, "midpoint"), (3, "midpoint"), (3, "heun")])
+def test_singlestep(order, form, steps):
     """Catches the orders at the end for step counts that the order does not divide, and the point a step returns to."""
-    sampler = {"name": "dpmpp_2s", "middle": "grid"} if order == 2 else "dpmpp_3s"
-    config = dict(UNEVEN, solver_order=order, lower_order_final=True)
+    sampler = {"name": "dpmpp_2s", "middle": "grid"} if order == 2 else {"name": "dpmpp_3s", "form": form}
+    config = dict(UNEVEN, solver_order=order, solver_type=form, lower_order_final=True)
     agree("DPMSolverSinglestep", config, sampler, KARRAS, steps)
 
 
@@ -92,8 +92,5 @@ def test_lms_orders(order):
 
 def test_steps_differ_enough_to_tell():
     """The tests above could not catch a wrong ratio of steps on even ones: here they differ by far."""
-    from ldm_jax.diffusion.grids import karras
-    from tests.diffusion.peers import SD
-
     steps = -np.diff(np.log(karras(SD, 10).ratios[:-1]))
     assert steps.max() / steps.min() > 1.5
