@@ -3,9 +3,15 @@
 1. The rows follow one another: the first level is the stated start, each reach is the next level, the last the stated end.
 2. A constant denoiser: the point stays alpha * clean + sigma * noise, fresh draws included, at every row. Noise that a
    row adds on purpose (`excess`) is taken out of its draw first, so such a table is checked as declared.
-3. Differences: the first two cannot see a wrong weight of a difference, which vanishes on constants. Each step is run
-   on powers 1 .. degree of its variable and compared with the integral, by quadrature.
+3. Differences: the first two cannot see a wrong weight of a difference, which vanishes on constants. The way from
+   each opened row to the point that a row reaches is run on powers 1 .. degree of the variable that the row declares
+   (EXACT) and compared with the integral, by quadrature; so is a step with its correction. Published shortcuts, which
+   are exact on no integral, are declared as what they are.
 """
+
+import dataclasses
+import functools
+import math
 
 import numpy as np
 
@@ -15,7 +21,38 @@ from ldm_jax.diffusion.table import Table
 TOLERANCE = 1e-9
 """Float64 rounding reaches 3e-12 in 1000 rows; an error of 0.1 % in one weight shows from 1e-7 up."""
 
-HISTORY = 3
+ROUNDING = 1e-4
+"""Of the terms' size: what a check compares may be a small rest of large terms, 1e-13 of which is their rounding."""
+
+HISTORY = 4
+"""Rows before a step that can reach into it: three remembered values, and one row that remembers nothing (PLMS)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact:
+    """What a step is exact on. `estimate` is a power of `variable`, which runs 0 -> 1 along the step; `rule` says how its
+
+    kernel takes the power: "integral"; "middle", its value at 1/2; "undamped", the integral without the kernel's decay;
+    "half", the integral, but half of it for power 2.
+    """
+
+    estimate: str
+    variable: str
+    rule: str = "integral"
+
+
+EXACT = {
+    "clean": Exact("clean", "log_ratio"),
+    "midpoint": Exact("clean", "log_ratio", "middle"),
+    "undamped": Exact("clean", "log_ratio", "undamped"),
+    "published": Exact("clean", "log_ratio", "half"),
+    "noise": Exact("noise", "ratio"),
+    "noise_index": Exact("noise", "index"),
+    "log_noise": Exact("noise", "log_ratio"),
+    "noise_midpoint": Exact("noise", "log_ratio", "middle"),
+    "noise_published": Exact("noise", "log_ratio", "half"),
+    "flow": Exact("flow", "share"),
+}
 
 
 def check(table: Table, begin: tuple[float, float], end: tuple[float, float]) -> Table:
@@ -72,58 +109,120 @@ def check_constant(table: Table) -> None:
 
 
 def check_differences(table: Table) -> None:
-    """Check 3, step by step; a step opens at a row with `opens` and ends where the next opens."""
-    opening = [*np.flatnonzero(table.opens), table.rows]
-    if opening[0] != 0:
+    """Check 3, row by row: the way from the last opened row, and the step before with this row's correction."""
+    if not table.opens[0]:
         raise _wrong(table, 0, "must open a step")
-    for start, stop in zip(opening[:-1], opening[1:]):
-        for power in range(1, table.degree[start] + 1):
-            got, wanted, scale = _step_on_power(table, start, stop, power)
-            if not abs(got - wanted) <= TOLERANCE * scale:
-                raise _wrong(table, start, f"the step from here is wrong on power {power} of its variable ({table.exact}): "
-                             f"{got / scale:.9g}, must be {wanted / scale:.9g}")
+    variables, opened = {}, 0
+    for r, (kind, degree) in enumerate(table.exact):
+        before, opened = opened, r if table.opens[r] else opened
+        ways = [(opened, r, kind, degree, False), (before, r - 1, *table.corrects[r], True)]
+        for first, last, name, powers, corrected in ways:
+            for power in range(1, powers + 1):
+                variable = EXACT[name].variable
+                if variable not in variables:
+                    variables[variable] = _variable(table, variable)
+                got, wanted, scale = _way_on_power(table, first, last, EXACT[name], power, corrected, *variables[variable])
+                if not abs(got - wanted) <= TOLERANCE * scale:
+                    what = "corrected here, the step before" if corrected else "the step up to here"
+                    raise _wrong(table, r, f"{what} is wrong on power {power} of its variable ({name}): {got / scale:.9g}, "
+                                 f"must be {wanted / scale:.9g}")
 
 
-def _step_on_power(table: Table, start: int, stop: int, power: int) -> tuple[float, float, float]:
-    """What rows start .. stop-1 make of x = 0 if D (or E) is tau^power, tau running 0 -> 1; the integral; its size."""
-    on_noise = table.exact in ("noise", "log_noise")
-    ends = np.stack([table.level[start], table.reach[stop - 1]])
-    low, high = _variable(ends, table.exact)
-    x, memory = 0.0, [0.0] * 3
-    for r in range(max(0, start - HISTORY), stop):
-        if r == start:
-            x = 0.0
-        alpha, sigma = table.level[r]
-        if alpha == 0:  # infinitely far back: no difference may lean on it, and a weight that does meets the zeros
-            continue
-        value = ((_variable(table.level[r], table.exact) - low) / (high - low)) ** power
-        clean, noise = ((x - sigma * value) / alpha, value) if on_noise else (value, (x - alpha * value) / sigma)
-        following = np.dot(table.u[r, :6], (x, clean, noise, *memory))
-        if table.keep[r]:
-            memory = [np.dot(table.p[r, :3], (x, clean, noise)), *memory[:2]]
-        x = following
-    if table.exact == "noise":
-        scale = ends[1, 0] * (low - high)
-        return x, -scale / (power + 1), scale
-    return x, *_integral(table, ends[1], high - low, power)
+def _way_on_power(table: Table, first: int, last: int, exact: Exact, power: int, corrected: bool, at, reached) -> tuple:
+    """What rows first .. last make of x = 0 if the estimate is tau^power, tau running 0 -> 1; the integral; its size.
 
-
-def _integral(table: Table, reach: np.ndarray, h: float, power: int) -> tuple[float, float]:
-    """The exact step's integral over tau in 0 .. 1 on tau^power, and its size: the same for power 0.
-
-    D: alpha H e^(-H (1 - tau)), H = (1 + eta) h. E: -sigma h e^(h (1 - tau)). "midpoint": tau^power is replaced by its
-    value at tau = 1/2, as the midpoint form of DPM-Solver++ does.
+    at, reached: the variable at each row's level and at the level it reaches.
     """
+    reach = (table.reach[last, 0], _carried(table, first, last))
+    low, high = at[first], _of(reach, exact.variable) if table.split and exact.variable != "index" else reached[last]
+    x, memory, size = 0.0, [0.0] * 3, 0.0
+    values = lambda x, r: _estimates(x, *table.level[r], ((at[r] - low) / (high - low)) ** power, exact.estimate)  # noqa: E731
+    for r in range(max(0, first - HISTORY), last + 1):
+        if table.level[r, 0] == 0:  # infinitely far back: no difference may lean on it, and a weight that does meets the zeros
+            continue
+        u = table.u[r, :6]
+        if r == first:
+            x, u = 0.0, u - table.u[r, 0] * np.concatenate([[0.0], table.correction[r, :1], [0.0], table.correction[r, 1:]])
+        clean, noise = values(x, r)
+        terms = u * (x, clean, noise, *memory)
+        size = float(np.abs(terms).max())
+        if table.keep[r]:
+            memory = [float(np.dot(table.p[r, :3], (x, clean, noise))), *memory[:2]]
+        x = float(terms.sum())
+    if corrected:
+        x += float(np.dot(table.correction[last + 1], (values(x, last + 1)[0], *memory)))
+    wanted, scale = _integral(table.level[first], reach, exact, high - low, power)
+    return x, wanted, max(scale, ROUNDING * size)
+
+
+def _estimates(x: float, alpha: float, sigma: float, value: float, estimate: str) -> tuple[float, float]:
+    """(D, E) at the point x if the estimate, of clean, noise or flow = E - D, is `value`."""
+    if estimate == "clean":
+        return value, (x - alpha * value) / sigma
+    if estimate == "noise":
+        return (x - sigma * value) / alpha, value
+    return (x - sigma * value) / (alpha + sigma), (x + alpha * value) / (alpha + sigma)
+
+
+def _carried(table: Table, first: int, last: int) -> float:
+    """How much of row `first`'s noise is left in the point that row `last` reaches: its sigma, less where the step draws."""
+    if not np.any(table.u[first:last + 1, 6]):
+        return float(table.reach[last, 1])
+    x, memory = float(table.level[first, 1]), [0.0] * 3
+    for r in range(first, last + 1):
+        noise = x / table.level[r, 1]
+        following = float(np.dot(table.u[r, :6], (x, 0.0, noise, *memory)))
+        if table.keep[r]:
+            memory = [table.p[r, 0] * x + table.p[r, 2] * noise, *memory[:2]]
+        x = following
+    return x
+
+
+@functools.cache
+def _nodes() -> tuple[np.ndarray, np.ndarray]:
+    """Gauss-Legendre on 0 .. 1."""
     nodes, weights = np.polynomial.legendre.leggauss(48)
-    tau = (nodes + 1) / 2
-    rate, scale = (-h, -reach[1]) if table.exact == "log_noise" else ((1 + table.eta) * h, reach[0])
-    kernel = scale * abs(rate) * np.exp(-rate * (1 - tau)) * weights / 2
-    return float(np.sum(kernel * (0.5**power if table.exact == "midpoint" else tau**power))), float(abs(np.sum(kernel)))
+    return (nodes + 1) / 2, weights / 2
 
 
-def _variable(level: np.ndarray, exact: str):
-    alpha, sigma = level[..., 0], level[..., 1]
-    return sigma / alpha if exact == "noise" else np.log(alpha / sigma)
+def _integral(level, reach, exact: Exact, span: float, power: int) -> tuple[float, float]:
+    """The exact step's integral over tau in 0 .. 1 on tau^power by the rule, and its size: the same for power 0.
+
+    D: alpha' H e^(-H (1 - tau)), H = ln of the factor by which the step shrinks the noise it found (h, or with noise of its own more). E along
+    ln(alpha/sigma): -sigma' h e^(h (1 - tau)); along sigma/alpha or an index: alpha' times its change; E - D likewise.
+    """
+    tau, weights = _nodes()
+    values = 0.5**power if exact.rule == "middle" else tau**power
+    if exact.estimate == "clean":
+        rate = math.log(level[1] * reach[0] / (level[0] * reach[1]))
+        scale = reach[0]
+    elif exact.variable == "log_ratio":
+        rate, scale = -span, reach[1]
+    else:
+        change = (_of(reach, "share") - _of(level, "share")) * sum(reach) if exact.estimate == "flow" else \
+            (_of(reach, "ratio") - _of(level, "ratio")) * reach[0]
+        return float(np.sum(change * values * weights)), abs(change)
+    kernel = scale * rate * np.exp(-rate * (1 - tau) * (exact.rule != "undamped")) * weights
+    half = 0.5 if exact.rule == "half" and power == 2 else 1.0
+    return float(half * np.sum(kernel * values)), float(abs(np.sum(kernel)))
+
+
+def _of(level, variable: str):
+    """A variable of levels: [..., 2] or (alpha, sigma)."""
+    alpha, sigma = (level[..., 0], level[..., 1]) if isinstance(level, np.ndarray) else level
+    with np.errstate(divide="ignore"):
+        if variable == "share":
+            return sigma / (alpha + sigma)
+        return sigma / alpha if variable == "ratio" else np.log(np.divide(alpha, sigma))
+
+
+def _variable(table: Table, variable: str) -> tuple[np.ndarray, np.ndarray]:
+    """Its values at every row's level and at the level that it reaches; the index counts the levels from the first."""
+    if variable != "index":
+        return _of(table.level, variable), _of(table.reach, variable)
+    known, places = np.unique(np.concatenate([_of(table.level, "ratio"), _of(table.reach, "ratio")]), return_inverse=True)
+    places = len(known) - 1.0 - places
+    return places[:table.rows], places[table.rows:]
 
 
 def _wrong(table: Table, row: int, what: str) -> UserError:

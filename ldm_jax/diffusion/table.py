@@ -26,8 +26,10 @@ class Row:
     """One row as a sampler writes it; absent weights are 0.
 
     Beside the weights it declares, for the checks: `opens`, whether x is a point of the solution here (False in the
-    second evaluation of a two-evaluation step); `degree`, up to which power of the table's `exact` variable the step
-    that opens here is exact; `excess`, the variance of noise added on purpose beyond what the level asks for.
+    second evaluation of a two-evaluation step); `exact` and `degree`, on which of checks.EXACT and up to which power
+    the way from the last opened row to the point reached here is exact; `correction`, the weights of (D, H1, H2, H3)
+    that correct x before the step (UniPC), with `corrects` (exact, degree) of the step before once corrected;
+    `excess`, the variance of noise added on purpose beyond what the level asks for.
     """
 
     level: tuple[float, float]
@@ -41,7 +43,10 @@ class Row:
     remember: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     keep: bool = True
     opens: bool = True
+    exact: str = "clean"
     degree: int = 0
+    correction: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    corrects: tuple[str, int] = ("clean", 0)
     excess: float = 0.0
 
 
@@ -50,10 +55,9 @@ class Table:
     """n rows in float64 on the host.
 
     level, reach [n, 2]; time, keep, excess [n]; u [n, 7]; p [n, 4]; guidance [n, G] (G terms, 0 without guidance);
-    opens bool [n]; degree int [n]. `gain`: generation starts from gain * noise. `exact`: the differences that
-    the steps are exact on, "clean" (D a polynomial in ln(alpha/sigma)), "midpoint" (the same, D taken at the middle
-    of the step), "noise" (E a polynomial in sigma/alpha), "log_noise" (E one in ln(alpha/sigma)). `eta`: how much noise
-    the equation that they solve adds, which makes its data term decay 1 + eta times as fast.
+    opens bool [n]; correction [n, 4]. `gain`: generation starts from gain * noise. `exact`, `corrects`: one (kind,
+    degree) per row, as in Row. `split`: each step first goes, exactly as declared, to a level below the one it reaches
+    and then adds noise; otherwise its noise belongs to the equation that it solves.
     """
 
     name: str
@@ -66,10 +70,11 @@ class Table:
     reach: np.ndarray
     gain: float
     opens: np.ndarray
-    degree: np.ndarray
+    exact: tuple[tuple[str, int], ...]
+    correction: np.ndarray
+    corrects: tuple[tuple[str, int], ...]
     excess: np.ndarray
-    exact: str
-    eta: float
+    split: bool
 
     @property
     def rows(self) -> int:
@@ -77,7 +82,7 @@ class Table:
         return len(self.time)
 
 
-def make(name: str, rows: list[Row], exact: str, eta: float = 0.0) -> Table:
+def make(name: str, rows: list[Row], split: bool = False) -> Table:
     """A Table of rows, unchecked.
 
     The start's gain is hypot(alpha, sigma) of the first level: the deviation of noisy data of unit variance there,
@@ -96,8 +101,9 @@ def make(name: str, rows: list[Row], exact: str, eta: float = 0.0) -> Table:
         name=name, level=column(lambda r: r.level), time=column(lambda r: r.time),
         u=column(lambda r: (r.x, r.clean, r.noise, *r.memory, r.draw)), p=column(lambda r: r.remember),
         keep=column(lambda r: r.keep), guidance=np.zeros((len(rows), 0)), reach=column(lambda r: r.reach),
-        gain=float(np.hypot(*rows[0].level)), opens=column(lambda r: r.opens, bool),
-        degree=column(lambda r: r.degree, int), excess=column(lambda r: r.excess), exact=exact, eta=eta)
+        gain=float(np.hypot(*rows[0].level)), opens=column(lambda r: r.opens, bool), correction=column(lambda r: r.correction),
+        exact=tuple((r.exact, r.degree) for r in rows), corrects=tuple(r.corrects for r in rows),
+        excess=column(lambda r: r.excess), split=split)
 
 
 def with_guidance(table: Table, *weights) -> Table:
