@@ -60,22 +60,26 @@ def dpmpp_2s(path: Path, r: float = 0.5, middle: Literal["between", "grid"] = "b
     return check(make("dpmpp_2s", rows), path.begin, path.end)
 
 
-def dpmpp_3s(path: Path, form: Literal["midpoint", "heun"] = "midpoint") -> Table:
+def dpmpp_3s(path: Path, form: Literal["midpoint", "heun"] = "midpoint", lower_final: bool = True) -> Table:
     """DPM-Solver++(3S) on triples of the grid's steps, as diffusers' singlestep solver; one evaluation per grid step.
 
     "midpoint" uses the last D alone, which makes order 3 where the grid is even in ln(alpha/sigma); "heun" uses all three,
-    order 3 on any. The last steps have orders 1, or 1 and 2, so that a whole number of triples is not needed.
+    order 3 on any. What does not fill a triple is done in shorter steps, and so is always a step to clean data.
+
+    Args:
+      lower_final: the last step is one of order 1 or 2 wherever it ends, as in diffusers.
     """
-    return _over_grid("dpmpp_3s", path, 3, form)
+    return _over_grid("dpmpp_3s", path, 3, form, lower_final)
 
 
-def _over_grid(name: str, path: Path, order: int, form: str) -> Table:
-    """Steps of `order` grid steps each; what is left, and always the last, in shorter ones."""
+def _over_grid(name: str, path: Path, order: int, form: str, lower_final: bool = True) -> Table:
+    """Steps of `order` grid steps each; what is left, and normally the last, in shorter ones."""
     rows, steps = out_of_noise(path)
+    whole = not lower_final and path.end[1] > 0
     position = 0
     while position < len(steps):
         left = len(steps) - position
-        size = order if left > order else max(left - 1, 1)
+        size = min(order, left) if whole else order if left > order else max(left - 1, 1)
         if order == 3 and left == 2 and steps[-1][2][1] > 0:
             size = 2  # the end still holds noise, so that the last two may be one of order 2
         part = steps[position:position + size]

@@ -144,16 +144,17 @@ def pack(table: Table) -> Packed:
                   padded(table.guidance))
 
 
-def run_on_host(table: Table, denoise, x: np.ndarray, draws=None) -> np.ndarray:
+def run_on_host(table: Table, denoise, x: np.ndarray, draws=None, first: int = 0, memory=()) -> np.ndarray:
     """The loop in numpy float64: the definition that the compiled loop and the solvers' orders are measured against.
 
     Args:
       denoise: denoise(x, alpha, sigma, time) -> (clean, noise), arrays like x.
       x: the point at row 0's level, any shape.
       draws: array [n, *x.shape] of normal draws, or None where no row uses them.
+      first, memory: to begin in the middle: the row, and what the rows before it have remembered, newest first.
     """
-    memory = [np.zeros_like(x)] * 3
-    for r in range(table.rows):
+    memory = [*memory, *[np.zeros_like(x)] * 3][:3]
+    for r in range(first, table.rows):
         clean, noise = denoise(x, *table.level[r], table.time[r])
         z = np.zeros_like(x) if draws is None else draws[r]
         after = sum(w * term for w, term in zip(table.u[r], (x, clean, noise, *memory, z)))

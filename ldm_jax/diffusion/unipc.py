@@ -12,18 +12,19 @@ from ldm_jax.diffusion.rows import check_order, out_of_noise
 from ldm_jax.diffusion.table import Row, Table, make
 
 
-def unipc(path: Path, order: int = 2, form: Literal["bh2", "bh1", "solved"] = "bh2") -> Table:
+def unipc(path: Path, order: int = 2, form: Literal["bh2", "bh1", "solved"] = "bh2", lower_final: bool = True) -> Table:
     """UniPC-p in the clean estimate (arXiv 2302.04867, algorithms 5 to 8). One evaluation a step; order p + 1 as measured.
 
     Predictor, r_m = (l_(i-m) - l_i) / h < 0 with l = ln(alpha/sigma): x+ = (t/s) x_c + b (psi_1 D + sum_m w_m (H_m - D) / r_m).
     Correction of the step before, at whose start r_m and w belong, plus the node r_p = 1 where D now is:
     x_c = x + a (sum_(m<p) (c_m - w_m) (H_(m+1) - H1) / r_m + c_p (D - H1)). w and c solve
-    sum_m w_m r_m^(k-1) = k! psi_(k+1)(h) for k = 1 .. their number; the order falls to 1 towards both ends.
+    sum_m w_m r_m^(k-1) = k! psi_(k+1)(h) for k = 1 .. their number.
 
     Args:
       order: p, 1 to 3.
       form: where one difference is used alone, the published shortcut psi_1 / 2 ("bh2") or h / 2 ("bh1") for the solution
         psi_2 ("solved"); otherwise the three are one method.
+      lower_final: the order falls to 2 in the last step but one and 1 in the last, as in the peers; to clean data it is 1.
 
     Raises:
       UserError: order not 1 to 3.
@@ -33,7 +34,7 @@ def unipc(path: Path, order: int = 2, form: Literal["bh2", "bh1", "solved"] = "b
     lengths = [length(level, reach) for _, level, reach in steps]
     before = None
     for j, (i, (a, s), (b, t)) in enumerate(steps):
-        h, known = lengths[j], 1 if t == 0 else min(order, j + 1, len(steps) - j)
+        h, known = lengths[j], 1 if t == 0 else min(order, j + 1, len(steps) - j if lower_final else order)
         nodes = [-sum(lengths[j - m:j]) / h for m in range(1, known)]
         weights = _weights(nodes, h, form)
         fix, corrects = _correction(a, *before, form) if before else (np.zeros(4), ("clean", 0))
@@ -61,7 +62,8 @@ def _correction(alpha: float, nodes: list, weights: list, h: float, form: str) -
     for m, (c, w, r) in enumerate(zip(solved, weights, nodes)):
         fix[m + 2] += (c - w) / r
         fix[1] -= (c - w) / r
-    return alpha * fix, (_exact(len(nodes) + 1, form), len(nodes) + 1)
+    count = len(nodes) + 1
+    return alpha * fix, (_exact(count, form), count)
 
 
 def _exact(count: int, form: str) -> str:
