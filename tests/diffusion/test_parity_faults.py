@@ -11,7 +11,7 @@ from ldm_jax.diffusion.samplers import table_for
 from ldm_jax.diffusion.table import run_on_host
 from tests.diffusion.peers import BETAS, SD, of, theirs
 
-pytestmark = [pytest.mark.filterwarnings("ignore:__array__ implementation"),  # diffusers' own, of numpy 2
+pytestmark = [pytest.mark.filterwarnings("ignore:__array"),  # diffusers' own, of numpy 2
               pytest.mark.filterwarnings("ignore:invalid value")]
 
 CONFIG = dict(BETAS, clip_sample=False, steps_offset=1)

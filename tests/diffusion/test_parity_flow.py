@@ -12,7 +12,7 @@ from ldm_jax.diffusion.prediction import PREDICTIONS, TIME_INPUTS
 from ldm_jax.diffusion.samplers import SAMPLERS
 from tests.diffusion.peers import agree, compare
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' own, of numpy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array")  # diffusers' own, of numpy 2
 
 THOUSAND = TIME_INPUTS["scaled"](1000.0)
 

@@ -13,7 +13,7 @@ from ldm_jax.diffusion.sample import advance, image_keys, start
 from ldm_jax.diffusion.samplers import table_for
 from tests.diffusion.peers import KINDS, MODELS, SD, SIZE, START, agree, brownian, of, theirs, torch
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' own, of numpy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array")  # diffusers' own, of numpy 2
 
 LEADING, LOWEST, EULER = {"name": "leading"}, {"name": "leading", "end": "lowest"}, {"name": "linspace", "levels": "linear"}
 DPM, DPM_LEADING = {"name": "linspace", "rounded": True, "drop_lowest": True}, {"name": "leading", "drop_lowest": True}

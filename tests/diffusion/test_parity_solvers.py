@@ -6,7 +6,7 @@ import pytest
 from ldm_jax.diffusion.grids import karras
 from tests.diffusion.peers import BETAS, SD, agree
 
-pytestmark = [pytest.mark.filterwarnings("ignore:__array__ implementation"),  # diffusers' own, of numpy 2
+pytestmark = [pytest.mark.filterwarnings("ignore:__array"),  # diffusers' own, of numpy 2
               pytest.mark.filterwarnings("ignore:.*is deprecated")]
 
 CONFIG = dict(BETAS, timestep_spacing="trailing")
@@ -82,6 +82,21 @@ def test_unipc_bh1(order):
     """Catches bh1 and bh2 swapped. To sigma_min: theirs gives NaN at sigma 0 (see test_parity_faults)."""
     config = dict(CONFIG, solver_order=order, solver_type="bh1", final_sigmas_type="sigma_min")
     agree("UniPC", config, {"name": "unipc", "order": order, "form": "bh1"}, LOWEST)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_unipc_of_full_order_to_the_end(order):
+    """Catches an order that falls at the end though nothing there asks for it."""
+    config = dict(CONFIG, solver_order=order, lower_order_final=False, final_sigmas_type="sigma_min")
+    agree("UniPC", config, {"name": "unipc", "order": order, "lower_final": False}, LOWEST)
+
+
+@pytest.mark.parametrize("form", ["midpoint", "heun"])
+def test_singlestep_of_full_order_to_the_end(form):
+    """Catches a last triple that is cut short though it ends above sigma 0."""
+    config = dict(CONFIG, solver_order=3, solver_type=form, lower_order_final=False, final_sigmas_type="sigma_min")
+    agree("DPMSolverSinglestep", config, {"name": "dpmpp_3s", "form": form, "lower_final": False},
+          {"name": "linspace", "rounded": True, "drop_lowest": True, "end": "lowest"}, 12)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
