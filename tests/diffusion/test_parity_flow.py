@@ -28,16 +28,27 @@ def test_flow_matching(name, sampler, shift, steps):
     """Catches the shift upside down, a second evaluation of Heun at another time, and the time not multiplied by 1000.
 
     The peer shifts its lowest time, 0.001, twice: once when made, once more with the others."""
-    config = {"shift": shift, "prediction_type": "flow_prediction"}
+    config = {"shift": shift}
     schedule = Flow(low=shifted(0.001, shift))
-    agree(name, config, sampler, {"name": "linspace", "shift": shift}, steps, schedule, time_input=THOUSAND)
+    agree(name, config, sampler, {"name": "linspace", "shift": shift}, steps, schedule, "flow", THOUSAND)
 
 
 @pytest.mark.parametrize("kind, shift", [("exponential", math.exp(1.15)), ("linear", 1.15)])
 def test_flow_matching_with_a_shift_from_the_image_size(kind, shift):
     """Catches mu taken for the shift itself where the shift is e^mu."""
-    config = {"use_dynamic_shifting": True, "time_shift_type": kind, "prediction_type": "flow_prediction"}
-    agree("FlowMatchEuler", config, "euler", {"name": "linspace", "shift": shift}, 10, Flow(), time_input=THOUSAND, set_={"mu": 1.15})
+    config = {"use_dynamic_shifting": True, "time_shift_type": kind}
+    agree("FlowMatchEuler", config, "euler", {"name": "linspace", "shift": shift}, 10, Flow(), "flow", THOUSAND, set_={"mu": 1.15})
+
+
+@pytest.mark.parametrize("kind", ["karras", "exponential", "terminal"])
+def test_flow_matching_at_other_times(kind):
+    """Catches a step that is right at even times only. By hand: these rules space sigma itself, not sigma/alpha as our grids."""
+    even = np.linspace(1, 0.001, 10)
+    times = {"karras": np.linspace(1, 0.001 ** (1 / 7), 10) ** 7, "exponential": np.geomspace(1, 0.001, 10),
+             "terminal": 1 - (1 - even) / (1 - even[-1]) * 0.9}[kind]
+    path = fed(on_schedule(Flow(low=1e-4), times), Flow(low=1e-4), THOUSAND)
+    config = {"shift_terminal": 0.1} if kind == "terminal" else {f"use_{kind}_sigmas": True}
+    compare("FlowMatchEuler", config, choose(SAMPLERS, {"name": "euler"}, "sampler", path=path), 10, prediction="flow")
 
 
 @pytest.mark.parametrize("name, sampler", [("DPMSolverMultistep", {"name": "dpmpp_2m", "lower_final": True}),

@@ -11,7 +11,7 @@ from ldm_jax.core.keys import base_key, key_for
 from ldm_jax.diffusion.prediction import PREDICTIONS, denoiser
 from ldm_jax.diffusion.sample import advance, image_keys, start
 from ldm_jax.diffusion.samplers import table_for
-from tests.diffusion.peers import KINDS, MODELS, SD, SIZE, START, agree, brownian, of, theirs, torch
+from tests.diffusion.peers import KINDS, MODELS, SD, SIGMA_SPACE, SIZE, START, agree, brownian, of, theirs, torch
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array")  # diffusers' own, of numpy 2
 
@@ -83,6 +83,20 @@ def test_compiled_loop_in_float32(model, name, drawn):
     error = np.linalg.norm(got - wanted) / np.linalg.norm(wanted)
     print(f"relative error {error:.1e}")
     assert wanted.dtype == got.dtype == np.float32 and error < 1e-5
+
+
+@pytest.mark.parametrize("model, name", CASES)
+def test_start(model, name):
+    """Catches a start of another size. Ours is noise of the deviation that noisy data of unit variance has, and so is theirs,
+    but for the Euler family with linspace or trailing times: that leaves the data's variance out, 0.23 % of the deviation."""
+    sampler, grid, _ = settings(model, name)
+    table, scheduler = table_for(SD, 20, sampler, grid), of(name).from_config(MODELS[model])
+    scheduler.set_timesteps(20)
+    alpha, sigma = table.level[0]
+    theirs_at = float(scheduler.init_noise_sigma) * (alpha if name in SIGMA_SPACE else 1)
+    less = name in SIGMA_SPACE and grid == EULER
+    np.testing.assert_allclose(theirs_at, sigma if less else table.gain, rtol=1e-5)
+    assert abs(table.gain - 1) < 1e-9 and (not less or 0.997 < theirs_at < 0.998)
 
 
 def test_from_a_loaded_scheduler_as_from_the_stored_file():
