@@ -59,10 +59,8 @@ def _step(name: str, level, time: float, reach, weights, exact: str) -> Row:
     """The row with these weights of (E, H1, H2, H3)."""
     past = [float(w) for w in weights[1:]]
     refuse_long(name, level, reach, max(map(abs, past), default=0.0))
-    memory = tuple(past + [0.0] * (3 - len(past)))
-    return straight(level, time, reach, memory=memory, remember=(0.0, 0.0, 1.0, 0.0), exact=exact, degree=len(past)) if not past else \
-        Row(level, time, reach, clean=reach[0], noise=reach[1] - sum(past), memory=memory, remember=(0.0, 0.0, 1.0, 0.0), exact=exact,
-            degree=len(past))
+    return Row(level, time, reach, clean=reach[0], noise=reach[1] - sum(past), memory=tuple(past + [0.0] * (3 - len(past))),
+               remember=(0.0, 0.0, 1.0, 0.0), exact=exact, degree=len(past))
 
 
 def _integrals(nodes: np.ndarray, to: float) -> np.ndarray:

@@ -145,7 +145,7 @@ def _way_on_power(table: Table, first: int, last: int, exact: Exact, power: int,
             x, u = 0.0, u - table.u[r, 0] * np.concatenate([[0.0], table.correction[r, :1], [0.0], table.correction[r, 1:]])
         clean, noise = values(x, r)
         terms = u * (x, clean, noise, *memory)
-        size = float(np.abs(terms).max())
+        size = float(np.abs(table.u[r, 1:6] * (clean, noise, *memory)).max())
         if table.keep[r]:
             memory = [float(np.dot(table.p[r, :3], (x, clean, noise))), *memory[:2]]
         x = float(terms.sum())
@@ -188,8 +188,9 @@ def _nodes() -> tuple[np.ndarray, np.ndarray]:
 def _integral(level, reach, exact: Exact, span: float, power: int) -> tuple[float, float]:
     """The exact step's integral over tau in 0 .. 1 on tau^power by the rule, and its size: the same for power 0.
 
-    D: alpha' H e^(-H (1 - tau)), H = ln of the factor by which the step shrinks the noise it found (h, or with noise of its own more). E along
-    ln(alpha/sigma): -sigma' h e^(h (1 - tau)); along sigma/alpha or an index: alpha' times its change; E - D likewise.
+    D: alpha' H e^(-H (1 - tau)), H = ln of the factor by which the step shrinks the noise that it found (h; more where it
+    draws). E along ln(alpha/sigma): -sigma' h e^(h (1 - tau)); along sigma/alpha or an index: alpha' times the change of
+    sigma/alpha. E - D: likewise in the straight-line coordinates, x / (alpha + sigma) and sigma / (alpha + sigma).
     """
     tau, weights = _nodes()
     values = 0.5**power if exact.rule == "middle" else tau**power

@@ -82,7 +82,7 @@ def on_schedule(schedule, times, end: str = "clean", level=None) -> Path:
     if end == "lowest":
         final = schedule.level_at(schedule.first)
         last = (float(final.alpha), float(final.sigma))
-        if level.sigma[-1] / level.alpha[-1] <= last[1] / last[0] * (1 + 1e-12):
+        if level.sigma[-1] * last[0] <= last[1] * level.alpha[-1] * (1 + 1e-12):
             raise UserError("end='lowest': these times end at the schedule's smallest time themselves; write end='clean'")
 
     def at(ratio):

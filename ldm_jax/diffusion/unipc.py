@@ -40,8 +40,9 @@ def unipc(path: Path, order: int = 2, form: Literal["bh2", "bh1", "solved"] = "b
         fix, corrects = _correction(a, *before, form) if before else (np.zeros(4), ("clean", 0))
         now, past = b * psi(1, h), [b * w / r for w, r in zip(weights, nodes)]
         u = np.asarray([now - sum(past), *past, *[0.0] * (3 - len(past))]) + t / s * fix
-        rows.append(Row((a, s), path.time[i], (b, t), x=t / s, clean=float(u[0]), memory=tuple(u[1:].tolist()), remember=(0.0, 1.0, 0.0, 0.0),
-                        exact=_exact(len(weights), form), degree=known - 1, correction=tuple(fix.tolist()), corrects=corrects))
+        rows.append(Row((a, s), path.time[i], (b, t), x=t / s, clean=float(u[0]), memory=tuple(u[1:].tolist()),
+                        remember=(0.0, 1.0, 0.0, 0.0), exact=_exact(len(weights), form), degree=known - 1,
+                        correction=tuple(fix.tolist()), corrects=corrects))
         before = (nodes, weights, h)
     return check(make("unipc", rows), path.begin, path.end)
 

@@ -6,53 +6,77 @@ import numpy as np
 import pytest
 
 from ldm_jax.core.errors import UserError
-from ldm_jax.diffusion import samplers
+from ldm_jax.diffusion import checks, samplers
 from ldm_jax.diffusion.checks import check, check_constant
+from ldm_jax.diffusion.continuous import Edm, Flow
 from ldm_jax.diffusion.grids import GRIDS, trailing
 from ldm_jax.diffusion.path import Path, on_schedule
 from ldm_jax.diffusion.prediction import LogSnr
-from ldm_jax.diffusion.samplers import SAMPLERS, table_for
-from ldm_jax.diffusion.schedule import cosine, linear, scaled_linear
+from ldm_jax.diffusion.samplers import ABOUT, table_for
+from ldm_jax.diffusion.schedule import cosine, geometric, scaled_linear
 from ldm_jax.diffusion.table import run_on_host, with_guidance
+from tests.diffusion.variants import VARIANTS, build
 
 SD = scaled_linear()
-SCHEDULES = {"scaled_linear": SD, "linear": linear(), "cosine": cosine()}
-VARIANTS = {"ddpm": {}, "ddpm_large": {"variance": "large"}, "ddim": {}, "ddim_half": {"eta": 0.5}, "ddim_one": {"eta": 1.0},
-            "euler": {}, "heun": {}, "dpmpp_2m": {}}
+SCHEDULES = {"scaled_linear": SD, "cosine": cosine(), "pure noise": scaled_linear(zero_terminal=True), "geometric": geometric(),
+             "flow": Flow(), "edm": Edm()}
+ENDS = {"trailing lowest": {"end": "lowest"}, "karras wide": {"rho": 3.0}}
 
 
-def variant(name, path):
-    base = name if name in SAMPLERS else name.split("_")[0]
-    return SAMPLERS[base](path, **VARIANTS[name])
+def paths(schedule):
+    """(grid, steps, path) of every grid that serves the schedule; the others refuse it as grids do."""
+    for grid in [*GRIDS, *ENDS]:
+        for steps in (1, 2, 5):
+            try:
+                yield grid, steps, GRIDS[grid.split()[0]](schedule, steps, **ENDS.get(grid, {}))
+            except UserError as error:
+                assert str(error).startswith("grid '") or "end='lowest'" in str(error), error
 
 
-def too_long(path):
-    ratio = path.ratios[path.ratios > 0]
-    return np.any(ratio[:-1] > 3e4 * ratio[1:])
+def evaluations(name, path):
+    """What ABOUT promises: so many a step, one in a step to clean data and in one out of pure noise."""
+    steps, plain = len(path.time) - 1, int(path.end[1] == 0) + int(path.alpha[0] == 0)
+    full = max(steps - plain, 0)
+    extra = int(name == "plms" and steps - int(path.alpha[0] == 0) > 1)
+    return ABOUT[name].evaluations * full + steps - full + extra
+
+
+def longest(path):
+    """The largest factor of sigma/alpha in a step between two levels of noise."""
+    ratio = path.ratios[np.isfinite(path.ratios) & (path.ratios > 0)]
+    return np.max(ratio[:-1] / ratio[1:], initial=1.0)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("grid", [name for name in GRIDS if name not in ("quadratic", "legacy")])
-def test_every_allowed_combination_is_built(schedule, grid):
-    """Catches a sampler that breaks on real times, on 1 step, on a steep end (cosine) or on 1000 steps."""
-    schedule = SCHEDULES[schedule]
-    for name in VARIANTS:
-        for steps in (1, 2, 3, 20, 499):
-            if not (grid == "leading" and steps == 1):
-                path = GRIDS[grid](schedule, steps)
-                if name == "heun" and too_long(path):
-                    with pytest.raises(UserError, match="too long"):
-                        samplers.heun(path)
-                    continue
-                assert variant(name, path).rows == (2 * steps - (path.end[1] == 0) if name == "heun" else steps)
-    assert table_for(schedule, 1000, "ddpm").rows == 1000
+def test_every_allowed_combination_is_built(schedule):
+    """Catches a sampler that breaks on real times, alpha = 1, pure noise, 1 step, a noisy end or a steep one (cosine), a table
+    that fails its own checks there, and a step that float32 cannot do let through."""
+    built = 0
+    for grid, steps, path in paths(SCHEDULES[schedule]):
+        for variant in VARIANTS:
+            name = variant.split()[0]
+            try:
+                table = build(variant, path)
+            except UserError as error:
+                assert "too long" in str(error) and longest(path) > (900 if name == "dpm_3" else 2000), (variant, grid, steps, str(error))
+                continue
+            built += 1
+            if variant != "dpmpp_2s grid":
+                assert table.rows == evaluations(name, path), (variant, grid, steps)
+    assert built > 500
+
+
+def test_thousand_steps():
+    """Catches a check that rounding fails on many short steps, and a table that no longer fits the loop."""
+    for sampler in ("ddpm", "dpmpp_3m", "unipc", "lms"):
+        assert table_for(SD, 1000, sampler).rows == 1000
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_a_constant_denoiser_is_reached_exactly(name, steps):
     """Catches a last step that leaves noise in, a start gain applied twice, and a warm-up that uses an empty memory."""
-    table = variant(name, trailing(SD, steps))
+    table = build(name, trailing(SD, steps))
     rng = np.random.default_rng(0)
     clean = rng.standard_normal(7)
     denoise = lambda x, alpha, sigma, time: (clean, (x - alpha * clean) / sigma)  # noqa: E731
@@ -60,33 +84,77 @@ def test_a_constant_denoiser_is_reached_exactly(name, steps):
     np.testing.assert_allclose(out, clean, atol=1e-12)
 
 
+def read_later(table, r):
+    """Whether a later row reads what row r remembers."""
+    place = 0
+    for later in range(r + 1, table.rows):
+        if place < 3 and table.u[later, 3 + place] != 0:
+            return True
+        place += int(table.keep[later])
+    return False
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_weight_wrong_by_a_thousandth_is_found(name, even_path):
     """Catches a check that is too loose, or one that is not run: every weight of every row, one at a time."""
-    for path in (trailing(SD, 6), even_path(5)):
-        table = variant(name, path)
+    for path in (trailing(SD, 4), even_path(4)):
+        table = build(name, path)
         for field in ("u", "p", "reach", "level"):
             values = getattr(table, field)
             for r, k in np.argwhere(values != 0):
-                if field == "p" and not np.any(table.u[r + 1:, 3:6]):
-                    continue  # remembered and never read again
+                if field == "p" and not (table.keep[r] and read_later(table, r)):
+                    continue
                 wrong = values.copy()
                 wrong[r, k] *= 1.001
                 with pytest.raises(UserError, match=r"row \d+ of"):
                     check(dataclasses.replace(table, **{field: wrong}), path.begin, path.end)
 
 
-def test_a_wrong_difference_weight_is_found_by_the_second_check_alone(even_path):
-    """Catches the peers' error: the weight of (D - H1) is wrong, which a constant denoiser cannot see."""
-    path = even_path(6)
-    table = samplers.dpmpp_2m(path)
-    u = table.u.copy()
-    u[3, 1] += 1e-3 * -u[3, 3]
-    u[3, 3] *= 1.001
-    wrong = dataclasses.replace(table, u=u)
-    check_constant(wrong)
-    with pytest.raises(UserError, match="row 3 of 6: the step from here is wrong on power 1"):
-        check(wrong, path.begin, path.end)
+def with_wrong_difference(table, r):
+    """The table with 0.1 % of a divided difference of the row's degree added, which constants and lower powers cannot see."""
+    kind, degree = table.exact[r]
+    exact, (u, p) = checks.EXACT[kind], (table.u.copy(), table.p.copy())
+    column = 1 if exact.estimate == "clean" else 2
+    kept = [q for q in range(r) if table.keep[q]][::-1][:degree]
+    if p[kept[0], 0] != 0 or np.count_nonzero(p[kept[0]]) > 1:  # a partial result: move weight from the first estimate to this one
+        p[kept[0], column] += 1e-3
+        u[r, column] -= 1e-3 * u[r, 3]
+        return dataclasses.replace(table, u=u, p=p)
+    nodes = checks._variable(table, exact.variable)[0][[r, *kept]]
+    weights = [1 / np.prod([a - b for b in nodes if b != a]) for a in nodes]
+    u[r, [column, *range(3, 3 + degree)]] += 1e-3 * np.abs(u[r]).max() * np.asarray(weights) / np.abs(weights).max()
+    return dataclasses.replace(table, u=u)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name.split()[0] not in ("ddpm", "ddim", "euler", "euler_ancestral")])
+def test_a_wrong_difference_is_found_by_the_third_check_alone(name, even_path):
+    """Catches the peers' errors (a sign, half of a second difference), which a constant denoiser cannot see: for every row that
+    uses a difference, so that no table declares less than it can."""
+    path, seen = even_path(7, warp=0.1), 0
+    table = build(name, path)
+    for r, (_, degree) in enumerate(table.exact):
+        if degree:
+            wrong, seen = with_wrong_difference(table, r), seen + 1
+            check_constant(wrong)
+            with pytest.raises(UserError, match=f"row {r} of {table.rows}: the step up to here is wrong on power {degree}"):
+                check(wrong, path.begin, path.end)
+    assert seen >= 3 or name == "unipc one"
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith("unipc")])
+def test_a_wrong_correction_is_found(name, even_path):
+    """Catches UniPC's corrector with a wrong difference that its predictor does not have: declared and used, but not exact."""
+    path = even_path(6, warp=0.1)
+    table = build(name, path)
+    for r in range(1, table.rows):
+        u, correction = table.u.copy(), table.correction.copy()
+        for column, k, sign in ((1, 0, 1), (3, 1, -1)):
+            correction[r, k] += sign * 1e-4
+            u[r, column] += sign * 1e-4 * u[r, 0]
+        wrong = dataclasses.replace(table, u=u, correction=correction)
+        check_constant(wrong)
+        with pytest.raises(UserError, match=f"row {r} of {table.rows}: corrected here, the step before is wrong on power 1"):
+            check(wrong, path.begin, path.end)
 
 
 def test_heun_without_its_correction_is_found(even_path):
@@ -98,7 +166,7 @@ def test_heun_without_its_correction_is_found(even_path):
     u[3, 2] = 0
     wrong = dataclasses.replace(table, u=u, p=p)
     check_constant(wrong)
-    with pytest.raises(UserError, match="row 2 of 8"):
+    with pytest.raises(UserError, match="row 3 of 8"):
         check(wrong, path.begin, path.end)
 
 
@@ -107,24 +175,6 @@ def test_undeclared_noise_is_refused(even_path):
     table = samplers.ddpm(even_path(10), variance="large")
     with pytest.raises(UserError, match="noise part"):
         check_constant(dataclasses.replace(table, excess=np.zeros(table.rows)))
-
-
-def weights(table):
-    """The affine map of each row on (x, D, z) with E = (x - alpha D) / sigma put in: equal maps, equal samplers."""
-    alpha, sigma = table.level.T
-    x, clean, noise, draw = table.u[:, 0], table.u[:, 1], table.u[:, 2], table.u[:, 6]
-    return np.stack([x + noise / sigma, clean - noise * alpha / sigma, draw])
-
-
-def test_identities(even_path):
-    """Catches a posterior mean with alpha-bar of the wrong end, Euler's slope in another space than sigma/alpha."""
-    for path in (even_path(9, warp=0.1), trailing(SD, 10), trailing(SD, 10, end="lowest")):
-        np.testing.assert_allclose(weights(samplers.ddim(path)), weights(samplers.euler(path)), atol=1e-13)
-        np.testing.assert_allclose(weights(samplers.ddim(path, eta=1.0)), weights(samplers.ddpm(path)), atol=1e-13)
-        a, s, b, t = path.alpha[:-1], path.sigma[:-1], path.alpha[1:], path.sigma[1:]
-        step = t / b - s / a  # x/alpha moves by (sigma'/alpha' - sigma/alpha) E, E = (x - a D) / s
-        np.testing.assert_allclose(weights(samplers.euler(path)), [b / a + b * step / s, -b * step * a / s, 0 * a], atol=1e-12)
-        assert not np.allclose(weights(samplers.ddim(path, eta=0.5)), weights(samplers.ddpm(path)), atol=1e-3)
 
 
 def test_ddpm_is_the_published_posterior():
@@ -157,6 +207,23 @@ def test_strength_starts_again_with_order_one():
 
 @pytest.mark.parametrize("build, says", [
     (lambda: table_for(SD, 5, {"name": "ddim", "eta": 1.5}), "sampler .ddim.: eta=1.5: expected a number from 0"),
+    (lambda: table_for(SD, 5, {"name": "euler_ancestral", "eta": -0.1}), "sampler .euler_ancestral.: eta=-0.1"),
+    (lambda: table_for(SD, 5, {"name": "dpm_2", "eta": 2.0}), "sampler .dpm_2.: eta=2.0"),
+    (lambda: table_for(SD, 5, {"name": "dpm_2", "eta": 1.0, "r": 0.7}), "r=0.7 with eta=1.0.* at most 0.5"),
+    (lambda: table_for(SD, 5, {"name": "dpmpp_2s", "r": 1.0}), "sampler .dpmpp_2s.: r=1.0: expected a number between 0 and 1"),
+    (lambda: table_for(SD, 5, {"name": "dpmpp_2s", "r": 0.3, "middle": "grid"}), "there the grid decides"),
+    (lambda: table_for(SD, 5, {"name": "dpmpp_sde", "r": 0.0}), "sampler .dpmpp_sde.: r=0.0"),
+    (lambda: table_for(SD, 5, {"name": "dpmpp_sde", "eta": 1.1}), "eta=1.1"),
+    (lambda: table_for(SD, 5, {"name": "dpmpp_2s_ancestral", "eta": 1.1}), "eta=1.1"),
+    (lambda: table_for(SD, 5, {"name": "dpmpp_2m_sde", "eta": 1.1}), "eta=1.1"),
+    (lambda: table_for(SD, 5, {"name": "dpmpp_3m_sde", "eta": -1.0}), "eta=-1.0"),
+    (lambda: table_for(SD, 5, {"name": "lms", "order": 5}), "sampler .lms.: order=5: expected a whole number from 1 to 4"),
+    (lambda: table_for(SD, 5, {"name": "unipc", "order": 0}), "sampler .unipc.: order=0: .* from 1 to 3"),
+    (lambda: table_for(SD, 5, {"name": "edm", "churn": -1.0}), "sampler .edm.: churn=-1.0.*expected churn at least 0"),
+    (lambda: table_for(SD, 5, {"name": "edm", "low": 2.0, "high": 1.0}), "0 <= low <= high"),
+    (lambda: table_for(SD, 5, {"name": "edm", "noise": 0.0}), "noise above 0"),
+    (lambda: table_for(cosine(), 2, "dpm_2"), "sampler .dpm_2.: the step from sigma/alpha .* too long"),
+    (lambda: table_for(SD, 400, "dpm_3"), "1198 network evaluations"),
     (lambda: table_for(SD, 5, {"name": "ddim", "eta": float("nan")}), "eta=nan"),
     (lambda: table_for(SD, 5, {"name": "ddpm", "variance": "huge"}), "variance='huge'"),
     (lambda: table_for(SD, 5, {"name": "heun", "eta": 0.5}), "does not take eta"),

@@ -14,13 +14,15 @@ VARIANTS = {
     "dpmpp_2s": {}, "dpmpp_2s far": {"r": 0.7}, "dpmpp_2s grid": {"middle": "grid"}, "dpmpp_3s": {}, "dpmpp_3s heun": {"form": "heun"},
     "dpmpp_3s whole": {"lower_final": False}, "dpmpp_3s heun whole": {"form": "heun", "lower_final": False},
     "dpmpp_2s_ancestral": {}, "dpmpp_2s_ancestral half": {"eta": 0.5}, "dpmpp_2m": {}, "dpmpp_2m heun": {"form": "heun"},
-    "dpmpp_2m lower": {"lower_final": True}, "dpmpp_3m": {}, "dpmpp_3m heun": {"start": "heun"}, "dpmpp_3m published": {"form": "published"},
+    "dpmpp_2m lower": {"lower_final": True}, "dpmpp_3m": {}, "dpmpp_3m heun": {"start": "heun"},
+    "dpmpp_3m published": {"form": "published"},
     "dpmpp_3m lower": {"lower_final": True}, "dpmpp_sde": {}, "dpmpp_sde half": {"eta": 0.5}, "dpmpp_sde snr": {"shared": "snr"},
     "dpmpp_sde far": {"r": 0.7}, "dpmpp_2m_sde": {}, "dpmpp_2m_sde half": {"eta": 0.5}, "dpmpp_2m_sde heun": {"form": "heun"},
     "dpmpp_3m_sde": {}, "dpmpp_3m_sde half": {"eta": 0.5}, "dpmpp_3m_sde published": {"form": "published"}, "unipc": {},
     "unipc one": {"order": 1}, "unipc bh1": {"form": "bh1"}, "unipc solved": {"form": "solved"}, "unipc three": {"order": 3},
     "unipc three bh1": {"order": 3, "form": "bh1"}, "unipc whole": {"lower_final": False},
-    "unipc bh1 whole": {"form": "bh1", "lower_final": False}, "unipc three whole": {"order": 3, "lower_final": False}, "edm": {}, "edm still": {"churn": 0.0}, "edm loud": {"churn": 2.0, "noise": 1.0, "low": 0.0},
+    "unipc bh1 whole": {"form": "bh1", "lower_final": False}, "unipc three whole": {"order": 3, "lower_final": False},
+    "edm": {}, "edm still": {"churn": 0.0}, "edm loud": {"churn": 2.0, "noise": 1.0, "low": 0.0},
 }
 
 
