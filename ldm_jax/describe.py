@@ -123,23 +123,17 @@ def _numbers(values) -> str:
 
 
 def samplers() -> str:
-    """Every sampler: network evaluations a step, order, whether it draws noise, options with their defaults, paper."""
-    rows = [("sampler", "evaluations", "order", "noise", "options", "paper")]
+    """Every sampler: network evaluations a step, order, whether it draws noise, paper, and its options with their defaults."""
+    rows = [("sampler", "evaluations", "order", "noise", "arXiv", "options, as --sampler='{\"name\":\"ddim\",\"eta\":0.5}'")]
     for name, about in ABOUT.items():
         noise = "yes" if about.noisy else "no"
-        rows.append((name, f"{about.evaluations:g}", f"{about.order:g}", noise, options(SAMPLERS[name]), about.paper))
-    widths = [max(len(row[k]) for row in rows) for k in range(4)]
-    lines = []
-    for row in rows:
-        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths)) + "  " + row[5])
-        if row[4] and row is not rows[0]:
-            lines.append("    " + row[4])
-    return "\n".join(["options stand below their sampler, each with its default, or its choices with the default first;",
-                      "as in --sampler=dpmpp_2m or --sampler='{\"name\":\"ddim\",\"eta\":0.5}'", "", *lines])
+        rows.append((name, f"{about.evaluations:g}", f"{about.order:g}", noise, about.paper, options(SAMPLERS[name])))
+    widths = [max(len(row[k]) for row in rows) for k in range(5)] + [0]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
 def options(function: Callable) -> str:
-    """The options of a sampler, as "eta=0  form=midpoint|heun"; a list of choices has its default first."""
+    """The options of a sampler with their defaults, as "eta=0  form=midpoint|heun"; of a list of choices the first is the default."""
     told = []
     for name, parameter in takes(function).items():
         if name in ("path", "schedule", "steps", "grid", "time_input"):

@@ -8,13 +8,14 @@ from absl import flags
 from ldm_jax.cli import entry
 from ldm_jax.core.errors import UserError
 
-MODEL = flags.DEFINE_string("model", "", "A run folder, one step of it, or a bundle.")
+ABOUT = "A run folder, one step of it, or a bundle."
+MODEL = flags.DEFINE_string("model", "", ABOUT)
 WORDS = ("samplers",)
 
 
 def main(what: str = "") -> None:
     if not what and not MODEL.value:
-        raise UserError(f"--model is missing: {MODEL._flag.help} For the page of all samplers, write: inspect samplers")
+        raise UserError(f"--model is missing: {ABOUT} Or write samplers in its place")
     if what and MODEL.value:
         raise UserError(f"--model does not go with '{what}': that page is of no model")
     from ldm_jax import describe
