@@ -63,8 +63,7 @@ def test_two_steps_of_the_grid_are_one_step_with_its_middle(even_path):
     """Catches the start of a step found wrongly from the point after it, in one of the two ways to write 2S."""
     path = even_path(12)
     coarse = Path(path.alpha[::2], path.sigma[::2], path.time[::2], path.at)
-    grid = samplers.dpmpp_2s(Path(path.alpha, path.sigma, path.time, path.at), middle="grid")
-    between = samplers.dpmpp_2s(coarse)
+    grid, between = samplers.dpmpp_2s(path, middle="grid"), samplers.dpmpp_2s(coarse)
     half = lambda table: run_on_host(table, MIXTURE.denoise, np.linspace(-2, 2, 9))  # noqa: E731
     for table in (grid, between):  # the grid's way ends in two short steps: compare where both have taken five
         for name in ("level", "time", "u", "p", "keep"):
