@@ -1,16 +1,19 @@
-"""Pages for people: what a config would train (`dry_run`), and what a checkpoint holds (`page`)."""
+"""Pages for people: what a config would train (`dry_run`), what a checkpoint holds (`page`), what there is to sample with (`samplers`)."""
 
 import datetime
-from collections.abc import Mapping
+import typing
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
 
 from ldm_jax import launch
 from ldm_jax.config_tree import flat
+from ldm_jax.core.choose import takes
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key
 from ldm_jax.core.trees import paths
+from ldm_jax.diffusion.samplers import ABOUT, SAMPLERS
 from ldm_jax.loading import Opened
 from ldm_jax.train import sharding
 from ldm_jax.train.state import State, abstract_state
@@ -117,6 +120,28 @@ def page(path) -> str:
 
 def _numbers(values) -> str:
     return " ".join(f"{v:.3g}" for v in values)
+
+
+def samplers() -> str:
+    """Every sampler: network evaluations a step, order, whether it draws noise, paper, and its options with their defaults."""
+    rows = [("sampler", "evaluations", "order", "noise", "arXiv", "options, as --sampler='{\"name\":\"ddim\",\"eta\":0.5}'")]
+    for name, about in ABOUT.items():
+        noise = "yes" if about.noisy else "no"
+        rows.append((name, f"{about.evaluations:g}", f"{about.order:g}", noise, about.paper, options(SAMPLERS[name])))
+    widths = [max(len(row[k]) for row in rows) for k in range(5)] + [0]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def options(function: Callable) -> str:
+    """The options of a sampler with their defaults, as "eta=0  form=midpoint|heun"; of a list of choices the first is the default."""
+    told = []
+    for name, parameter in takes(function).items():
+        if name in ("path", "schedule", "steps", "grid", "time_input"):
+            continue
+        choices = typing.get_args(parameter.annotation) if typing.get_origin(parameter.annotation) is typing.Literal else ()
+        default = f"{parameter.default:g}" if isinstance(parameter.default, float) else str(parameter.default)
+        told.append(f"{name}=" + "|".join([default, *(str(c) for c in choices if c != parameter.default)]))
+    return "  ".join(told)
 
 
 def convert(what: str, trunk: str, heads: str, out: str) -> str:

@@ -19,12 +19,12 @@ def heun(path: Path, form: Literal["ratio", "flow"] = "ratio") -> Table:
 
     "ratio": the slope is E, along sigma/alpha: with k = (T - S) / 2 the first row goes to x + 2 k E and remembers x + k E,
     the second adds k E'. "flow": the slope is E - D along sigma/(alpha + sigma), straight lines (arXiv 2209.03003); it has
-    no long steps. Both are written with D and E as in `euler`, at any level.
+    no long steps, and takes both evaluations in the step out of pure noise too. Both are written with D and E as in `euler`, at any level.
 
     Raises:
       UserError: a step so long that the second evaluation's error would be multiplied past float32's precision.
     """
-    rows, steps = out_of_noise(path)
+    rows, steps = out_of_noise(path) if form == "ratio" else ([], path.steps())
     for i, (a, s), (b, t) in steps:
         if t == 0:
             rows.append(straight((a, s), path.time[i], (b, t)))

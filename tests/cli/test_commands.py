@@ -58,6 +58,28 @@ def test_flags_are_settled_before_anything_heavy_is_imported(name, flag):
     assert f"status {0 if flag == '--help' else 2}" in done.stdout and "heavy []" in done.stdout, done.stdout + done.stderr
 
 
+def test_the_page_of_samplers(command):
+    """Catches a sampler without its page's line, a default that is not told, and a page that needs a model."""
+    from ldm_jax.diffusion.samplers import ABOUT, SAMPLERS
+
+    done = command("-m", "ldm_jax.cli.inspect", "samplers")
+    lines = {line.split()[0]: line for line in done.out.splitlines()}
+    assert done.code == 0 and not done.err and set(lines) - {"sampler"} == set(SAMPLERS) == set(ABOUT)
+    assert max(map(len, done.out.splitlines())) <= 140
+    assert lines["ddim"].split() == ["ddim", "1", "1", "no", "2010.02502", "eta=0"]
+    assert lines["heun"].split() == ["heun", "2", "2", "no", "2206.00364", "form=ratio|flow"]
+    assert "churn=40" in lines["edm"] and " yes " in lines["edm"]
+
+
+@pytest.mark.parametrize("arguments, words", [([], "--model is missing"), (["sampler"], "'sampler': the first argument is one of samplers"),
+                                              (["samplers", "--model=x"], "--model does not go with 'samplers'")])
+def test_inspect_refuses(arguments, words):
+    """Catches a missing model that is told only after jax was imported."""
+    program = LIGHT.format(name="ldm_jax.cli.inspect", arguments=arguments, root=str(ROOT))
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "status 2" in done.stdout and "heavy []" in done.stdout and words in done.stderr, done.stdout + done.stderr
+
+
 def test_a_config_is_refused_before_anything_heavy_is_imported():
     """The same for the errors of a config file and of its overrides, which ml_collections tells with 35 lines."""
     for arguments, word in ((["--config=nowhere.py"], "no such file"),
