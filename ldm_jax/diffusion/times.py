@@ -191,7 +191,7 @@ class Importance(Times):
         chances, draw = self.chances(memory), uniform_for(keys)
         number, above = len(chances), jnp.cumsum(chances)
         at = jnp.minimum(jnp.searchsorted(above, draw * above[-1], side="right"), number - 1)
-        inside = jnp.clip((draw * above[-1] - above[at] + chances[at]) / chances[at], 0, 1 - 2.0**-10)
+        inside = jnp.clip((draw * above[-1] - above[at] + chances[at]) / chances[at], 0, 1 - 2.0**-24)
         if schedule.steps:
             each = schedule.steps // number
             return (at * each + (inside * each).astype(jnp.int32)).astype(jnp.int32)

@@ -93,7 +93,8 @@ ALONE = {"conditioner": {"name": "none"}, "sampling.guidance": 1.0}
     {"schedule": {"name": "flow"}, "prediction": {"name": "flow"}, "time_input": {"name": "scaled"}, "times": {"name": "logit_normal"},
      "loss": {"name": "huber"}} | ALONE,
     {"schedule": {"name": "edm"}, "prediction": {"name": "edm"}, "time_input": {"name": "quarter_log_sigma"}, "offset_noise": 0.1,
-     "times": {"name": "importance", "bins": 4}, "weight": {"name": "edm"}, "log_variance": {"name": "learned", "bins": 4}} | ALONE,
+     "times": {"name": "importance", "bins": 4}, "weight": {"name": "edm"}, "log_variance": {"name": "learned", "bins": 4},
+     "sampling.grid": {"name": "karras"}} | ALONE,
 ], ids=["v", "noise, min_snr, l1, unconditional", "clean, tokens", "flow", "edm with a memory"])
 def test_stage_2_takes_steps_and_learns(make_ldm_config, small, changes):
     """Mistake: a choice that cannot be traced or whose target does not fit its prediction: nothing is learned then."""
