@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from ldm_jax.core.errors import NumbersWentBad, UserError
+from ldm_jax.diffusion.likelihood import bits
 
 Measure = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 DRAWS = "_variance"  # what a name ends in that holds the variances of another
@@ -50,4 +51,4 @@ def _row(name: str, nats: np.ndarray, variance: np.ndarray | None, dimensions: i
     over_images = float(nats.std(ddof=1) / math.sqrt(len(nats))) if len(nats) > 1 else None
     over_draws = None if variance is None else float(np.sqrt(variance.sum()) / len(nats))
     return {"nats": mean, "error_images": over_images, "error_draws": over_draws, "nats_per_dimension": mean / dimensions,
-            "bits_per_dimension": mean / dimensions / math.log(2), "dimensions": dimensions}
+            "bits_per_dimension": bits(mean / dimensions), "dimensions": dimensions}

@@ -101,12 +101,19 @@ def test_the_elbo_is_the_trained_loss(page, model):
 
 
 def test_pixels_are_measured_as_pixels(make_ldm_config, tmp_path):
-    """Catches a density in the place of a probability: nothing is below 0 bits, the flow's offset of 127.5 intervals included."""
-    save_untrained(make_ldm_config("pixels"), tmp_path / "run", noise=0.1)
-    found = evaluate.evaluate(ldm.load(tmp_path / "run"), Likely(times=2, images=4, ode_images=2, ode_steps=2, ode_probes=2))
+    """Catches a density in the place of a probability: a fresh network ends in zeros, and v = 0 is a flow that stands still, so that
+    -ln P is that of the image itself under N(0, 1) from its smallest level on, with the intervals' ln 127.5 a dimension."""
+    save_untrained(make_ldm_config("pixels"), tmp_path / "run")
+    model = ldm.load(tmp_path / "run")
+    found = evaluate.evaluate(model, Likely(times=2, images=4, ode_images=2, ode_steps=2, ode_probes=2))
     assert found["settings"]["of"] == "the uint8 image, 1024 dimensions" and "autoencoder" not in found["settings"]
     assert "discretised Gaussian" in found["settings"]["decoder"] and found["image_bound"]["dimensions"] == 1024
-    assert found["image_reconstruction"]["nats"] > 0 and "image_probability_flow" in found
+    assert found["image_reconstruction"]["nats"] > 0
+    source, schedule = choices.open_source(from_json(model.manifest.config), "test"), model.experiment.objective.schedule
+    image = np.stack([source[i]["image"] for i in range(2)]) / 127.5 - 1
+    begin = schedule.alphas[0]
+    wanted = np.sum((begin * image) ** 2) / 4 + 1024 * (np.log(2 * np.pi) / 2 - np.log(begin) + np.log(127.5))
+    np.testing.assert_allclose(found["image_probability_flow"]["nats"], wanted, rtol=2e-4)
 
 
 def test_a_schedule_without_a_bound(folder, make_ldm_config, tmp_path):
