@@ -138,9 +138,14 @@ def first_stage_for(first: FirstStage | None, facts: Facts) -> FirstStage:
 
 
 def network_of(config, latent_channels: int):
+    return leveled(NETWORKS, config, out_channels=latent_channels)
+
+
+def leveled(table, config, **given):
+    """A network whose section has levels."""
     section = dict(config["network"])
     levels = tuple(fill(LevelSpec, level, f"config.network.levels[{i}]") for i, level in enumerate(section.pop("levels", ())))
-    return choose(NETWORKS, section, "config.network", levels=levels, out_channels=latent_channels)
+    return choose(table, section, "config.network", levels=levels, **given)
 
 
 def check_network(network, conditioner, side: int) -> None:
@@ -149,11 +154,7 @@ def check_network(network, conditioner, side: int) -> None:
     Raises:
       UserError: levels that halve the side once too often, a condition that nothing reads, or one that is missing.
     """
-    deepest = 1 + (side & -side).bit_length() - 1
-    if side % network.factor:
-        below = max(1, side // network.factor) * network.factor
-        raise UserError(f"config.network.levels: {len(network.levels)} levels need a latent side that is a multiple of {network.factor}; "
-                        f"it is {side}, which allows {deepest}; nearest sides: {below}, {below + network.factor}")
+    check_side(network, side)
     into = getattr(conditioner, "into", "nothing")
     if network.reads_tokens != (into == "tokens"):
         mend = ("set config.conditioner.into=tokens, or another attention" if network.reads_tokens
@@ -163,6 +164,15 @@ def check_network(network, conditioner, side: int) -> None:
     if into == "vector" and network.vector == "added" and conditioner.width != network.time_width:
         raise UserError(f"config.conditioner.width={conditioner.width}: config.network.vector='added' adds it to the time embedding, "
                         f"so it must be config.network.time_width={network.time_width}")
+
+
+def check_side(network, side: int) -> None:
+    """Raises UserError: levels that halve a side once too often."""
+    deepest = 1 + (side & -side).bit_length() - 1
+    if side % network.factor:
+        below = max(1, side // network.factor) * network.factor
+        raise UserError(f"config.network.levels: {len(network.levels)} levels need a latent side that is a multiple of {network.factor}; "
+                        f"it is {side}, which allows {deepest}; nearest sides: {below}, {below + network.factor}")
 
 
 def loss_of(config) -> Loss:

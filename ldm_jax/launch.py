@@ -68,7 +68,7 @@ def prepare(config: Mapping, fresh: bool = True) -> Prepared:
     with problems.noted():
         mesh = sharding.make_mesh(choices.layout_of(config))
         sharding.check_batch(config["data"]["batch"], mesh)
-    if config["task"] == "diffusion" and config["first_stage"] != "pixels":
+    if config["task"] != "autoencoder" and config["first_stage"] != "pixels":
         with problems.noted("config.first_stage"):
             if not config["first_stage"]:
                 raise UserError('it must name a first stage: a run of stage 1, a step of it, a bundle, or "pixels"')
@@ -108,7 +108,7 @@ def preview_samples(experiment: ex.Experiment, params, frozen, batch, key):
 def frozen_of(job: Prepared) -> dict:
     """The trees that are passed to every step and never trained, on every device."""
     frozen = {}
-    if job.experiment.task == "diffusion":
+    if job.experiment.task != "autoencoder":
         frozen["first_stage"] = job.first.params if job.first else {}
     if job.perceptual:
         everywhere = sharding.replicated(job.mesh)

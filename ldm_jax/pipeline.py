@@ -74,7 +74,7 @@ def _null(conditioner, params, count: int) -> Condition:
 class Model:
     """A trained model with its parameters on the devices of `mesh`.
 
-    params: of the diffusion model {"network", "conditioner"}, or of the autoencoder for task "autoencoder".
+    params: of the diffusion model {"network", "conditioner"}, of the classifier {"network"}, or of the autoencoder.
     first_params: of the first stage. digest: content digest of `params` and, beside them, of the first stage's.
     """
 
@@ -211,8 +211,10 @@ class Model:
 
     def _need_diffusion(self, what: str) -> None:
         if self.experiment.task != "diffusion":
-            raise UserError(f"{what}: this is a first stage ({self.manifest.task}); it can encode and decode. "
-                            "Train a diffusion model on it with --config.first_stage")
+            kind = {"autoencoder": "a first stage", "classifier": "a classifier of noisy latents"}[self.experiment.task]
+            mend = {"autoencoder": "Train a diffusion model on it with --config.first_stage",
+                    "classifier": "Let it guide a diffusion model of the same first stage, with --guide"}[self.experiment.task]
+            raise UserError(f"{what}: this is {kind} ({self.manifest.task}); it can encode and decode. {mend}")
 
 
 def load(path, weights: str = "ema", mesh: Mesh | None = None) -> Model:

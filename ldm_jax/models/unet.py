@@ -46,6 +46,12 @@ def _attend(h, told: Told, spec: LevelSpec | MiddleSpec, dtype: str, name: str):
     return h
 
 
+def embedded(time, width: int):
+    """The time embedding [B, width] float32 of times [B]: sinusoidal, linear, SiLU, linear, made in the calling module."""
+    hidden = Dense(width, name="time_0")(sinusoidal(time, width // 4))
+    return Dense(width, name="time_2")(nn.silu(hidden))
+
+
 class DownLevel(nn.Module):
     """h -> (h at the next level's resolution, the maps that the way up reads, finest first)."""
 
@@ -99,6 +105,33 @@ class Middle(nn.Module):
         return _block(self.spec, h.shape[-1], "block_2")(h, told.time, train)
 
 
+def middle_of(levels: tuple[LevelSpec, ...], middle: MiddleSpec | None) -> MiddleSpec:
+    """The middle's attention: as given, or as the last level's."""
+    return middle or MiddleSpec(levels[-1].attention, levels[-1].heads, levels[-1].depth)
+
+
+def way_down(noisy, levels: tuple[LevelSpec, ...], middle: MiddleSpec, spec: BlockSpec, told: Told, train: bool):
+    """noisy [B, h, w, c] -> (h [B, h', w', C] after the middle, the maps that a way up reads): conv_in, down_{i} and middle,
+    made in the calling module."""
+    h = Conv(levels[0].width, dtype=spec.dtype, name="conv_in")(noisy)
+    kept = [h]
+    for i, level in enumerate(levels):
+        h, more = DownLevel(level, spec, name=f"down_{i}")(h, told, train)
+        kept = kept + more
+    return Middle(middle, spec, name="middle")(h, told, train), kept
+
+
+def check_way_down(levels: tuple[LevelSpec, ...], middle: MiddleSpec | None, time_width: int, dropout: float, dtype: str) -> None:
+    """Raises UserError: specs that do not fit together, a time width that is no multiple of 8, a dropout that is no rate."""
+    check_levels(levels)
+    check_attention(middle_of(levels, middle), levels[-1].width, "middle")
+    compute_dtype(dtype)
+    if time_width < 8 or time_width % 8:
+        raise UserError(f"time_width={time_width}: expected a width that is a multiple of 8")
+    if not 0.0 <= dropout < 1.0:
+        raise UserError(f"dropout={dropout}: expected a rate from 0 to below 1")
+
+
 class UNet(nn.Module):
     """Noisy latents, a time and a condition -> the network's output, which a prediction kind gives its meaning.
 
@@ -127,21 +160,12 @@ class UNet(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self):
-        check_levels(self.levels)
-        check_attention(self._middle(), self.levels[-1].width, "middle")
-        compute_dtype(self.dtype)
-        if self.out_channels < 1 or self.time_width < 8 or self.time_width % 8:
-            raise UserError(f"out_channels={self.out_channels}, time_width={self.time_width}: expected at least 1 channel "
-                            f"and a width that is a multiple of 8")
+        check_way_down(self.levels, self.middle, self.time_width, self.dropout, self.dtype)
+        if self.out_channels < 1:
+            raise UserError(f"out_channels={self.out_channels}: expected at least 1")
         if self.vector not in VECTORS:
             raise UserError(f"vector={self.vector!r}: expected one of {', '.join(VECTORS)}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"dropout={self.dropout}: expected a rate from 0 to below 1")
         super().__post_init__()
-
-    def _middle(self) -> MiddleSpec:
-        last = self.levels[-1]
-        return self.middle or MiddleSpec(last.attention, last.heads, last.depth)
 
     @property
     def factor(self) -> int:
@@ -150,7 +174,7 @@ class UNet(nn.Module):
 
     @property
     def reads_tokens(self) -> bool:
-        return any(spec.attention == "transformer" for spec in (*self.levels, self._middle()))
+        return any(spec.attention == "transformer" for spec in (*self.levels, middle_of(self.levels, self.middle)))
 
     @nn.compact
     def __call__(self, noisy, time, condition: Condition, train: bool = False):
@@ -167,12 +191,7 @@ class UNet(nn.Module):
         told = Told(self._time(time, condition.vector), condition.tokens, condition.token_mask)
         if condition.image is not None:
             noisy = jnp.concatenate([noisy, condition.image.astype(noisy.dtype)], axis=-1)
-        h = Conv(self.levels[0].width, dtype=self.dtype, name="conv_in")(noisy)
-        kept = [h]
-        for i, level in enumerate(self.levels):
-            h, more = DownLevel(level, spec, name=f"down_{i}")(h, told, train)
-            kept = kept + more
-        h = Middle(self._middle(), spec, name="middle")(h, told, train)
+        h, kept = way_down(noisy, self.levels, middle_of(self.levels, self.middle), spec, told, train)
         for i, level in reversed(list(enumerate(self.levels))):
             kept, read = kept[:-level.blocks - 1], kept[-level.blocks - 1:]
             h = UpLevel(level, self.levels[i - 1].down if i else "none", spec, name=f"up_{i}")(h, read, told, train)
@@ -181,14 +200,13 @@ class UNet(nn.Module):
 
     def _time(self, time, vector):
         """The time embedding, with the vector [B, D] in it: [B, time_width] float32."""
-        embedded = Dense(self.time_width, name="time_0")(sinusoidal(time, self.time_width // 4))
-        embedded = Dense(self.time_width, name="time_2")(nn.silu(embedded))
+        of_time = embedded(time, self.time_width)
         if vector is None:
-            return embedded
+            return of_time
         if self.vector == "projected":
             vector = Dense(self.time_width, name="vector_0")(vector)
             vector = Dense(self.time_width, name="vector_2")(nn.silu(vector))
-        return embedded + vector.astype(jnp.float32)
+        return of_time + vector.astype(jnp.float32)
 
     def _check(self, noisy, time, condition: Condition) -> None:
         batch = expect("noisy", noisy, "B h w c")["B"]

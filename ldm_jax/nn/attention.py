@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from ldm_jax.core.errors import UserError
 from ldm_jax.nn.layers import Dense, GroupNorm
 from ldm_jax.ops.attention import attention, join_heads, split_heads
 
@@ -39,6 +40,35 @@ class PlainAttention(nn.Module):
         h = join_heads(attention(*(split_heads(part, self.heads) for part in qkv)))
         h = Dense(width, zero=True, dtype=self.dtype, name="proj_out")(h)
         return x + h.reshape(x.shape)
+
+
+class AttentionPool(nn.Module):
+    """The attention pooling of Dhariwal and Nichol 2021 (their AttentionPool2d, after CLIP's): [B, h, w, C] -> [B, width].
+
+    The mean of all positions is one more token, the first; after learned `positions` [h w + 1, C] are added, it alone asks.
+    `qkv` is laid out as in PlainAttention; `proj_out` maps to `width`. The positions bind it to one h and w.
+
+    Raises:
+      UserError: another number of positions than it was made for.
+    """
+
+    width: int
+    heads: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x):
+        batch, h, w, channels = x.shape
+        held = self.get_variable("params", "positions")
+        if held is not None and held.shape[0] != h * w + 1:
+            raise UserError(f"attention pooling was made for {held.shape[0] - 1} positions, got {h}x{w}; "
+                            "a network for several sizes needs pooling='mean'")
+        positions = self.param("positions", nn.initializers.normal(channels**-0.5), (h * w + 1, channels), jnp.float32)
+        x = x.reshape(batch, h * w, channels)
+        x = jnp.concatenate([jnp.mean(x, axis=1, keepdims=True), x], axis=1) + positions.astype(x.dtype)
+        q, k, v = jnp.split(Dense(3 * channels, dtype=self.dtype, name="qkv")(x), 3, axis=-1)
+        first = attention(*(split_heads(part, self.heads) for part in (q[:, :1], k, v)))
+        return Dense(self.width, dtype=self.dtype, name="proj_out")(join_heads(first)[:, 0])
 
 
 class TokenAttention(nn.Module):
