@@ -1,7 +1,8 @@
 """A trained model against its held-out data: which evaluation fits, on what, with which settings."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.batches import in_order
 from ldm_jax.evals.report import report
+from ldm_jax.evals.sweep import page
 from ldm_jax.evals.tables import EVALS
 from ldm_jax.output import Request
 from ldm_jax.pipeline import Model
@@ -37,9 +39,7 @@ def evaluate(model: Model, request: Request | None = None, progress=None) -> dic
         return reconstruction(model, config)
     if model.experiment.task == "classifier":
         return classification(model, config)
-    name = config["data"]["source"]["name"]
-    if name != "digits":
-        raise UserError(f"samples of {name!r} have no evaluation yet; the digits have one, and every first stage has")
+    check_digits(config)
     return digits(model, config, request or Request(number=1000, batch_size=100), progress)
 
 
@@ -53,7 +53,26 @@ def told(result: Mapping, title: str, out: str = "") -> str:
     """The measures as a table to print; with `out`, also written there as JSON, by process 0."""
     if out and jax.process_index() == 0:
         write_atomically(out, json.dumps(result, indent=1) + "\n")
-    return report(result, title)
+    return page(result, title) if "rows" in result else report(result, title)
+
+
+def parse_scales(text: str, guide: str = "", guidance: float | None = None) -> tuple[float, ...]:
+    """"0,1,2.5" or "" -> a tuple of floats.
+
+    Raises:
+      UserError: something else, a guide without scales, or a weight beside the scales that are to take its place.
+    """
+    try:
+        scales = tuple(float(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError:
+        scales = (math.nan,)
+    if not all(math.isfinite(scale) for scale in scales):
+        raise UserError(f"--scales={text!r}: expected numbers, as 0,1,2,4")
+    if guide and not scales:
+        raise UserError(f"--guide={guide} needs --scales, the weights to compare, as --scales=0,1,2,4")
+    if scales and not guide and guidance is not None:
+        raise UserError(f"--guidance={guidance:g} beside --scales: the scales are the guidance weights; give one of the two")
+    return scales
 
 
 def reconstruction(model: Model, config: Mapping) -> dict:
@@ -103,13 +122,49 @@ def digits(model: Model, config: Mapping, request: Request, progress=None) -> di
     """One set of class-conditional samples, as many of each class, against the real digits."""
     train, held_out = choices.open_source(config, "train"), choices.open_source(config, "test")
     labels = [i % train.classes for i in range(request.number)]
-    sampling = model.sampling(**request.sampling)
     images = model.sample(model.condition(labels), seeds=request.seeds, batch_size=request.batch_size, progress=progress,
                           **request.sampling)
-    settings = {"seeds": f"{request.seeds[0]}..{request.seeds[-1]}", "guidance": sampling["guidance"], "steps": sampling["steps"],
-                "sampler": _named(sampling["sampler"]), "grid": _named(sampling["grid"]), "step": model.manifest.step,
-                "model": model.digest[:12]}
-    return EVALS["digits"](images, np.asarray(labels), (train.images, train.labels), (held_out.images, held_out.labels), settings=settings)
+    return EVALS["digits"](images, np.asarray(labels), (train.images, train.labels), (held_out.images, held_out.labels),
+                           settings=_settings(model, request))
+
+
+def _settings(model: Model, request: Request) -> dict:
+    sampling = model.sampling(**request.sampling)
+    return {"seeds": f"{request.seeds[0]}..{request.seeds[-1]}", "guidance": sampling["guidance"], "steps": sampling["steps"],
+            "sampler": _named(sampling["sampler"]), "grid": _named(sampling["grid"]), "step": model.manifest.step,
+            "model": model.digest[:12]}
+
+
+def sweep(model: Model, request: Request, scales: Sequence[float], guide: Model | None = None, progress=None) -> dict:
+    """The share of the asked digit at each scale of a guide, or at each guidance weight where there is none; as many of each class,
+    the same seeds at every scale.
+
+    Raises:
+      UserError: a model of other data than the digits.
+    """
+    config = from_json(model.manifest.config)
+    check_digits(config)
+    train, held_out = choices.open_source(config, "train"), choices.open_source(config, "test")
+    labels, done = [i % train.classes for i in range(request.number)], iter(range(len(scales)))
+    condition = model.condition(labels if model.experiment.conditioner.fields else None)
+
+    def sample(scale):
+        before = next(done) * request.number
+        told = progress and (lambda number: progress(before + number))
+        weights = {"guidance": scale} if guide is None else {"guide": guide, "guide_scale": scale, "labels": labels}
+        return model.sample(condition, seeds=request.seeds, batch_size=request.batch_size, progress=told,
+                            **dict(request.sampling) | weights)
+
+    settings = _settings(model, request)
+    settings |= {"guidance": "by row"} if guide is None else {"guide": f"{guide.experiment.task} {guide.digest[:12]}"}
+    return EVALS["sweep"](sample, scales, labels, (train.images, train.labels), (held_out.images, held_out.labels), settings=settings)
+
+
+def check_digits(config: Mapping) -> None:
+    """Raises UserError: a diffusion model of data that no evaluation here knows."""
+    name = config["data"]["source"]["name"]
+    if name != "digits":
+        raise UserError(f"samples of {name!r} have no evaluation yet; the digits have one, and every first stage has")
 
 
 def _named(section) -> str:

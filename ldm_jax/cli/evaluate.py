@@ -1,4 +1,8 @@
-"""Measures a model on held-out data: python -m ldm_jax.cli.evaluate --model=runs/demo/ldm [--out=evaluation.json]"""
+"""Measures a model on held-out data: python -m ldm_jax.cli.evaluate --model=runs/demo/ldm [--out=evaluation.json]
+
+Over several weights of guidance, the share of the asked class at each: --scales=1,1.5,2,4, or, with a classifier's scales,
+--model=runs/demo/unconditional --guide=runs/demo/classifier --scales=0,1,2,4,8
+"""
 
 from absl import flags
 
@@ -12,6 +16,8 @@ SAMPLER = flags.DEFINE_string("sampler", "", "A name or a section; empty: the mo
 GRID = flags.DEFINE_string("grid", "", "The steps' times: a name or a section; empty: the model's own.")
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; the model's own by default.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance weight; the model's own by default.")
+GUIDE = flags.DEFINE_string("guide", "", "A classifier whose gradient guides the samples, or a weaker model; see --scales.")
+SCALES = flags.DEFINE_string("scales", "", "Weights to compare, as 0,1,2,4: the guide's, or of --guidance where there is no guide.")
 WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or the raw weights.")
 BATCH = flags.DEFINE_integer("batch_size", 100, "Samples at a time.")
 PROCESSES = entry.process_flags()
@@ -21,13 +27,18 @@ def main() -> None:
     from ldm_jax import evaluate, output, pipeline, workdir
 
     evaluate.check_out(OUT.value)
+    scales = evaluate.parse_scales(SCALES.value, GUIDE.value, GUIDANCE.value)
     sampling = {"sampler": output.parse_choice(SAMPLER.value, "--sampler"), "grid": output.parse_choice(GRID.value, "--grid"),
                 "steps": STEPS.value, "guidance": GUIDANCE.value}
     request = output.Request(NUMBER.value, SEED.value, batch_size=BATCH.value, sampling=sampling)
     workdir.initialise(*PROCESSES())
     model = pipeline.load(MODEL.value, weights=WEIGHTS.value)
-    with entry.progress(request.number, "images") as progress:
-        result = evaluate.evaluate(model, request, progress)
+    guide = pipeline.load(GUIDE.value, weights=WEIGHTS.value) if GUIDE.value else None
+    with entry.progress(request.number * max(len(scales), 1), "images") as progress:
+        if scales:
+            result = evaluate.sweep(model, request, scales, guide, progress)
+        else:
+            result = evaluate.evaluate(model, request, progress)
     print(evaluate.told(result, f"{MODEL.value}: {model.describe()}", OUT.value))
 
 

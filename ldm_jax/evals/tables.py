@@ -2,5 +2,6 @@
 
 from ldm_jax.evals.digits import evaluate_digits
 from ldm_jax.evals.reconstruction import reconstruction
+from ldm_jax.evals.sweep import sweep_digits
 
-EVALS = {"reconstruction": reconstruction, "digits": evaluate_digits}
+EVALS = {"reconstruction": reconstruction, "digits": evaluate_digits, "sweep": sweep_digits}

@@ -30,7 +30,7 @@ def test_a_sweep_tells_each_share_and_whether_it_rises():
     np.testing.assert_allclose(found["gain_in_errors"], found["gain"] / np.hypot(*[r["standard_error"] for r in found["rows"][:2]]))
     assert found["worst_step_in_errors"] == in_errors(*found["rows"][1:]) < -5
     told = page(found, "title")
-    assert told.startswith("title") and "steps 25" in told and "n 100 a scale" in told and len(told.splitlines()) == 9
+    assert told.startswith("title") and "steps 25" in told and "n 100 a scale" in told and len(told.splitlines()) == 11
 
 
 def test_the_standard_error_of_a_share():
