@@ -108,9 +108,10 @@ class ClassifierStage:
     def preview(self, params, frozen, batch, key):
         """A strip [B, CELL, 10 CELL, 1] in [-1, 1] for each image: the probability of its label in each time bin, the clean end
         to the left, white for 1."""
-        latent = self.latent(frozen, batch, None)
-        seen = [self._at_bins(params, latent, batch["index"] * TIME_BINS + i, key) for i in range(TIME_BINS)]
-        chance = jnp.stack([jnp.exp(-CrossEntropy()(logits, batch["label"])) for logits in seen], axis=1)
+        latent = jnp.repeat(self.latent(frozen, batch, None), TIME_BINS, axis=0)
+        label = jnp.repeat(batch["label"], TIME_BINS)
+        rows = (batch["index"][:, None] * TIME_BINS + jnp.arange(TIME_BINS)).reshape(-1)
+        chance = jnp.exp(-CrossEntropy()(self._at_bins(params, latent, rows, key), label)).reshape(-1, TIME_BINS)
         strip = jnp.repeat(jnp.repeat(chance[:, None, :], CELL, axis=1), CELL, axis=2)
         return {"confidence": 2 * strip[..., None] - 1}
 
