@@ -151,13 +151,20 @@ def sweep(model: Model, request: Request, scales: Sequence[float], guide: Model 
     def sample(scale):
         before = next(done) * request.number
         told = progress and (lambda number: progress(before + number))
-        weights = {"guidance": scale} if guide is None else {"guide": guide, "guide_scale": scale, "labels": labels}
         return model.sample(condition, seeds=request.seeds, batch_size=request.batch_size, progress=told,
-                            **dict(request.sampling) | weights)
+                            **dict(request.sampling) | {"guidance": scale} | _guided_by(guide, scale, labels))
 
     settings = _settings(model, request)
     settings |= {"guidance": "by row"} if guide is None else {"guide": f"{guide.experiment.task} {guide.digest[:12]}"}
     return EVALS["sweep"](sample, scales, labels, (train.images, train.labels), (held_out.images, held_out.labels), settings=settings)
+
+
+def _guided_by(guide: Model | None, scale: float, labels) -> dict:
+    """What `Model.sample` is told of a guide; nothing where its scale is off, 0 of a classifier and 1 of a weaker model."""
+    if guide is None or scale == (0 if guide.experiment.task == "classifier" else 1):
+        return {} if guide is None else {"guidance": 1.0}
+    classifies = guide.experiment.task == "classifier"
+    return {"guide": guide, "guide_condition": labels if classifies else guide.condition(labels)}
 
 
 def check_digits(config: Mapping) -> None:

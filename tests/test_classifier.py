@@ -3,7 +3,7 @@
 import pytest
 
 import ldm_jax as ldm
-from ldm_jax import describe, evaluate, launch, pipeline
+from ldm_jax import describe, evaluate, launch, output, pipeline
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.digits import Digits
 from tests import runs
@@ -80,3 +80,26 @@ def test_a_classifier_is_no_first_stage(run, make_ldm_config):
     """Catches a diffusion model trained on the classifier's own latents."""
     with pytest.raises(UserError, match="a first stage is a model of task autoencoder; this one is classifier"):
         launch.prepare(make_ldm_config(run))
+
+
+def test_a_sweep_of_guidance_weights_is_the_evaluation_at_each(trained_ldm):
+    """Catches rows of another weight than the one beside them, other seeds or labels at each, and settings that tell one weight."""
+    ldm_model, asked = ldm.load(trained_ldm), {"steps": 2}
+    found = evaluate.sweep(ldm_model, output.Request(20, seed=5, batch_size=20, sampling=asked), (1.0, 4.0))
+    for row in found["rows"]:
+        alone = evaluate.evaluate(ldm_model, output.Request(20, seed=5, batch_size=20, sampling=asked | {"guidance": row["scale"]}))
+        assert row["accuracy"] == alone["accuracy"]["samples"] and row["frechet_distance"] == alone["frechet_distance"]["samples"]
+    assert found["rows"][0]["frechet_distance"] != found["rows"][1]["frechet_distance"]
+    told = evaluate.told(found, "tiny")
+    assert "n 20 a scale" in told and "seeds 5..24" in told and "guidance by row" in told
+
+
+@pytest.mark.parametrize("given, words", [
+    (("a,b",), "--scales='a,b': expected numbers"), (("0,inf",), "--scales='0,inf'"), (("1,,2",), "--scales='1,,2'"),
+    (("", "runs/x"), "--guide=runs/x needs --scales"), (("1,2", "", 3.0), "--guidance=3 beside --scales"),
+])
+def test_scales_in_words(given, words):
+    """Catches a scale that is dropped, a guide that nothing reads, and a weight that the scales would silently replace."""
+    assert evaluate.parse_scales("0, 1,2.5", "guide") == (0.0, 1.0, 2.5) and evaluate.parse_scales("") == ()
+    with pytest.raises(UserError, match=words):
+        evaluate.parse_scales(*given)
