@@ -152,7 +152,7 @@ def _check_alone(asked: Asked, way: Way) -> None:
         raise UserError("init: give strength too, in (0, 1]: the share of the steps that is run from it; or a mask")
     if asked.noise is not None and asked.init is not None:
         raise UserError("noise and init: a sample starts from one of them")
-    if asked.guide_condition is not None and not way.needs_guide:
+    if asked.guide_condition is not None and asked.guide is None:
         raise UserError("guide_condition: there is no guide to be told it")
     if asked.negative is not None and not way.needs_null:
         raise UserError("negative: without classifier-free guidance nothing steps away from it; set guidance above 1")
