@@ -86,6 +86,9 @@ def prepare(config: Mapping, fresh: bool = True) -> Prepared:
     experiment = None
     with problems.noted():
         experiment = ex.build(config, facts, first and first.stage)
+    if experiment is not None and experiment.task == "diffusion":
+        with problems.noted("config.sampling"):  # again, for what only the network can tell
+            sampling.way_of(sampling.parts_of(experiment), experiment.sampling)
     problems.check()
     return Prepared(config, experiment, mesh, source, held_out, choices.transforms(config), first, perceptual)
 

@@ -28,6 +28,7 @@ from ldm_jax.loading import Opened, load_first_stage, trained_on
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.ops.images import from_uint8, to_uint8
 from ldm_jax.sampling import KEYS, generate, parts_of
+from ldm_jax.sampling import NetworkCall as NetworkCall
 from ldm_jax.train.loop import fetch
 from ldm_jax.train.sharding import batch_sharding, make_mesh
 

@@ -12,6 +12,7 @@ from ldm_jax.core.choose import choose, nearest
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.types import struct
 from ldm_jax.diffusion import guiding
+from ldm_jax.diffusion.grids import GRIDS
 from ldm_jax.diffusion.guidance import OFF, Guided, Labelled, Limited
 from ldm_jax.diffusion.limits import THRESHOLDS, Unlimited
 from ldm_jax.diffusion.methods import METHODS
@@ -80,7 +81,10 @@ def parts_of(experiment, guide=None) -> Parts:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Way:
-    """A section made: a table, its guidance columns in it, or a method and their `weights`; and the program of the guidance."""
+    """A section made: a table with its guidance columns in it, or a method and its `weights`, one column of the grid's levels a term;
+
+    and the guidance, as a program and as it was chosen.
+    """
 
     table: Table | None
     method: Any
@@ -127,9 +131,10 @@ def way_of(parts: Parts, section: Mapping, strength: float = 1.0) -> Way:
     if name in METHODS:
         if strength != 1:
             raise UserError(f"strength={strength}: '{name}' has no rows to leave out; image-to-image takes a sampler of a table, as ddim")
-        method = choose(METHODS, sampler, "sampler", schedule=parts.schedule, steps=section["steps"], grid=section["grid"],
+        path = choose(GRIDS, _section(section["grid"]), "grid", schedule=parts.schedule, steps=section["steps"])
+        method = choose(METHODS, sampler, "sampler", schedule=parts.schedule, steps=section["steps"], grid=_section(section["grid"]),
                         time_input=parts.time_input)
-        return Way(None, method, choice.columns(method.path.ratios[:-1]), program, choice)
+        return Way(None, method, choice.columns(path.ratios[:-1]), program, choice)
     table = table_for(parts.schedule, section["steps"], sampler, section["grid"], time_input=parts.time_input, strength=strength)
     with np.errstate(divide="ignore"):
         columns = choice.columns(table.level[:, 1] / table.level[:, 0])
