@@ -119,12 +119,13 @@ def _everyone(batch: Mapping, mesh) -> dict:
 
 
 def digits(model: Model, config: Mapping, request: Request, progress=None) -> dict:
-    """One set of class-conditional samples, as many of each class, against the real digits."""
+    """One set of samples against the real digits: as many of each class, or, of a model without labels, told nothing."""
     train, held_out = choices.open_source(config, "train"), choices.open_source(config, "test")
-    labels = [i % train.classes for i in range(request.number)]
+    known = "label" in model.experiment.conditioner.fields
+    labels = np.arange(request.number) % train.classes if known else None
     images = model.sample(model.condition(labels), seeds=request.seeds, batch_size=request.batch_size, progress=progress,
                           **request.sampling)
-    return EVALS["digits"](images, np.asarray(labels), (train.images, train.labels), (held_out.images, held_out.labels),
+    return EVALS["digits"](images, labels, (train.images, train.labels), (held_out.images, held_out.labels),
                            settings=_settings(model, request))
 
 

@@ -33,7 +33,7 @@ def main() -> None:
     request = output.Request(NUMBER.value, SEED.value, batch_size=BATCH.value, sampling=sampling)
     workdir.initialise(*PROCESSES())
     model = pipeline.load(MODEL.value, weights=WEIGHTS.value)
-    guide = pipeline.load(GUIDE.value, weights=WEIGHTS.value) if GUIDE.value else None
+    guide = pipeline.load(GUIDE.value, weights=WEIGHTS.value, mesh=model.mesh) if GUIDE.value else None
     with entry.progress(request.number * max(len(scales), 1), "images") as progress:
         if scales:
             result = evaluate.sweep(model, request, scales, guide, progress)
