@@ -1,12 +1,19 @@
 """A classifier's run from its config to its pages: trained, resumed, loaded, exported, evaluated, and no model of images."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 
 import ldm_jax as ldm
 from ldm_jax import describe, evaluate, launch, output, pipeline
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.digits import Digits
+from ldm_jax.evals.tables import EVALS
 from tests import runs
+from tests.untrained import save_untrained
+
+TRAIN = Digits("train")
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +100,28 @@ def test_a_sweep_of_guidance_weights_is_the_evaluation_at_each(trained_ldm):
     assert found["rows"][0]["frechet_distance"] != found["rows"][1]["frechet_distance"]
     told = evaluate.told(found, "tiny")
     assert "n 20 a scale" in told and "seeds 5..24" in told and "guidance by row" in told
+
+
+def test_a_sweep_of_a_guides_scales_guides_by_it(model, trained_autoencoder, make_ldm_config, tmp_path):
+    """Catches a guide that is not read, a scale 0 that is refused or guided, labels that go with other samples, and a weaker model
+    at 1 that is evaluated."""
+    alone = {"conditioner": {"name": "none"}, "sampling.guidance": 1.0}
+    save_untrained(make_ldm_config(trained_autoencoder, **alone), tmp_path / "run", noise=0.1)
+    plain = ldm.load(tmp_path / "run")
+    request, labels = output.Request(20, seed=5, batch_size=20, sampling={"steps": 2}), [i % 10 for i in range(20)]
+    found = evaluate.sweep(plain, request, (0.0, 5.0), model)
+    wanted = [plain.sample(seeds=request.seeds, steps=2),
+              plain.sample(seeds=request.seeds, steps=2, guide=model, guide_condition=labels, guidance=5.0)]
+    assert np.abs(wanted[0].astype(int) - wanted[1]).max() > 3, "the guide changes nothing"
+    test = Digits("test")
+    for row, images in zip(found["rows"], wanted):
+        alone = EVALS["digits"](images, np.asarray(labels), (TRAIN.images, TRAIN.labels), (test.images, test.labels))
+        assert row["accuracy"] == alone["accuracy"]["samples"]
+        assert row["frechet_distance"] == pytest.approx(alone["frechet_distance"]["samples"], rel=1e-3)
+    assert f"guide classifier {model.digest[:12]}" in evaluate.told(found, "tiny")
+    with pytest.raises(UserError, match="guide: it was trained on another first stage"):
+        other = dataclasses.replace(model, manifest=dataclasses.replace(model.manifest, first_stage=None))
+        evaluate.sweep(plain, request, (1.0,), other)
 
 
 @pytest.mark.parametrize("given, words", [
