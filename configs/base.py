@@ -58,6 +58,8 @@ def ldm() -> ConfigDict:
     config.times = dict(name="uniform")
     config.weight = dict(name="simple")
     config.loss = dict(name="l2")
+    config.log_variance = dict(name="none")
+    config.offset_noise = 0.0  # 0: off
     config.sampling = dict(sampler=dict(name="dpmpp_2m"), grid=dict(name="trailing"), steps=25, guidance=2.0,
                            threshold=dict(name="none"))
     return config

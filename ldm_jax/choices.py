@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
+
 from ldm_jax import sampling
 from ldm_jax.config_tree import Problems
 from ldm_jax.core.choose import choose, fill, fits
@@ -14,10 +16,12 @@ from ldm_jax.data.sources import SOURCES
 from ldm_jax.data.transforms import TRANSFORMS
 from ldm_jax.diffusion import guiding
 from ldm_jax.diffusion.continuous import SCHEDULES
+from ldm_jax.diffusion.log_variance import LOG_VARIANCES
 from ldm_jax.diffusion.loss import LOSSES
 from ldm_jax.diffusion.prediction import PREDICTIONS, TIME_INPUTS
+from ldm_jax.diffusion.schedule import linear
 from ldm_jax.diffusion.times import TIMES
-from ldm_jax.diffusion.weights import WEIGHTS
+from ldm_jax.diffusion.weights import WEIGHTS, check_weight
 from ldm_jax.models.autoencoder import AUTOENCODERS
 from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.models.first_stage import FirstStage
@@ -30,6 +34,7 @@ from ldm_jax.train.sharding import Layout
 from ldm_jax.train.steps import Descent
 
 NETWORKS = {"unet": UNet}
+LATER = {"log_variance": {"name": "none"}, "offset_noise": 0.0}  # what models had whose config was saved before there was a choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,19 +191,42 @@ def loss_of(config) -> Loss:
 
 def objective_parts(config, problems: Problems) -> dict:
     """The parts of the Objective; of those that cannot be made, the problems."""
+    config = LATER | dict(config)
     parts = {}
     tables = {"schedule": SCHEDULES, "prediction": PREDICTIONS, "time_input": TIME_INPUTS, "times": TIMES, "weight": WEIGHTS,
-              "loss": LOSSES}
+              "loss": LOSSES, "log_variance": LOG_VARIANCES}
     for name, table in tables.items():
+        given = {"schedule": parts.get("schedule", linear())} if name == "weight" else {}  # a stand-in, so that other keys are checked
         with problems.noted():
-            parts[name] = choose(table, config[name], f"config.{name}")
-    with problems.noted("config.prediction"):
-        if "prediction" in parts and "schedule" in parts:
-            parts["prediction"].check(parts["schedule"])
+            parts[name] = choose(table, config[name], f"config.{name}", **given)
+    with problems.noted():
+        if not config["offset_noise"] >= 0:
+            raise UserError(f"config.offset_noise={config['offset_noise']}: expected a number of 0 (off) or above; published: 0.1")
+        parts["offset_noise"] = float(config["offset_noise"])
     with problems.noted("config.times"):
         if "times" in parts:
             parts["times"].check(config["data"]["batch"])
+    if "schedule" in parts:
+        check_objective(parts, problems)
     return parts
+
+
+def check_objective(parts: dict, problems: Problems) -> None:
+    """Notes each part of an objective that the schedule cannot serve."""
+    schedule, before = parts["schedule"], len(problems.lines)
+    for name in sorted(parts.keys() & {"times", "log_variance"}):
+        with problems.noted(f"config.{name}"):
+            parts[name].check_schedule(schedule)
+    with problems.noted("config.prediction"):
+        if "prediction" in parts:
+            parts["prediction"].check(schedule)
+    with problems.noted("config.time_input"), np.errstate(divide="ignore"):
+        if "time_input" in parts and not np.isfinite(parts["time_input"](schedule, np.asarray([schedule.last]))).all():
+            del parts["time_input"]  # no table can be made with it
+            raise UserError("this schedule ends in pure noise (alpha = 0), where the number fed is infinite: set it to index or scaled")
+    if parts.keys() >= {"prediction", "weight", "log_variance"} and len(problems.lines) == before:
+        with problems.noted("config.weight"):
+            check_weight(parts["weight"], schedule, parts["prediction"], above_0=parts["log_variance"].learned)
 
 
 def sampling_of(config, schedule, time_input) -> Mapping:

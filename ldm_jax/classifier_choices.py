@@ -41,6 +41,7 @@ def objective_parts(config: Mapping, problems: Problems) -> dict:
     with problems.noted("config.times"):
         if "times" in parts:
             parts["times"].check(config["data"]["batch"])
+            _check_times(parts["times"], parts.get("schedule"))
     with problems.noted("config.schedule"):
         if "schedule" in parts:
             check_scale(parts["schedule"])
@@ -48,6 +49,13 @@ def objective_parts(config: Mapping, problems: Problems) -> dict:
         if "schedule" in parts and "time_input" in parts:
             _check_finite(parts["time_input"], parts["schedule"])
     return parts
+
+
+def _check_times(times, schedule) -> None:
+    if schedule is not None:
+        times.check_schedule(schedule)
+        if times.start(schedule):
+            raise UserError("times that remember losses are for diffusion models: use uniform or another that forgets")
 
 
 def _check_finite(time_input, schedule) -> None:

@@ -28,7 +28,9 @@ CONFIGS = {
     "kl": ("tiny_autoencoder()", SMALL),
     "vq": ("tiny_autoencoder()", SMALL | {"model.bottleneck": dict(name="vq", codes=32),
                                           "revival": dict(decay=0.5, threshold=0.5, every=2)}),
-    "ldm": ("tiny_ldm(FIRST)", {"run.steps": STEPS, "run.save_every": SAVE_EVERY, "run.keep_last": 2, "network.dropout": 0.1}),
+    "ldm": ("tiny_ldm(FIRST)", {"run.steps": STEPS, "run.save_every": SAVE_EVERY, "run.keep_last": 2, "network.dropout": 0.1,
+                             "times": dict(name="importance", remembered=2, bins=4), "log_variance": dict(name="learned", bins=4),
+                             "offset_noise": 0.1}),
 }
 # How a run is spread: forced host devices, processes, and overrides.
 ONE, EIGHT_DATA, TWO = (1, 1, ()), (8, 1, ()), (1, 2, ())

@@ -27,8 +27,9 @@ def name_of(case) -> str:
 
 @pytest.mark.parametrize("case", KILLS, ids=name_of)
 def test_killed_and_resumed_equals_undisturbed(shared, case):
-    """Mistake: anything that a step changes and a checkpoint lacks (an optimizer, batch statistics, codebook use, the step that
-    keys are made from), data that start again, a save that counts before it is whole, lines of metrics lost or written twice.
+    """Mistake: anything that a step changes and a checkpoint lacks (an optimizer, batch statistics, codebook use, what the times
+    remember, the step that keys are made from), data that start again, a save that counts before it is whole, lines of metrics lost
+    or written twice.
 
     The moment: a step drawn at random must have been told, then up to 0.3 s pass; every process gets SIGKILL. The last kill comes
     after step 6, so that a step is saved, and 3 steps and 2 saves before the end, so that there is something left to do.
@@ -52,7 +53,7 @@ def test_killed_and_resumed_equals_undisturbed(shared, case):
     assert f"resumed from step {told}" in resumed.said()
     assert runs.different(shared.whole(kind, how), killed) == []
     state = runs.state_of(killed)
-    wanted = {"kl": "critic/batch_stats", "vq": "code_use", "ldm": "ema/"}[kind]
+    wanted = {"kl": "critic/batch_stats", "vq": "code_use", "ldm": "extra/times/losses"}[kind]
     assert any(wanted in path for path in state) and any("ema/" in path for path in state) and int(state["train/step"]) == STEPS
     assert [line["step"] for line in runs.lines(killed)] == list(range(1, STEPS + 1))
     if kind == "vq":

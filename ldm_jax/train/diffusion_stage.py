@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.core.keys import key_for, normal_for, uniform_for
-from ldm_jax.diffusion.loss import Objective, denoising_loss, draw
+from ldm_jax.diffusion.loss import Objective, denoising_loss, descended, draw
 from ldm_jax.diffusion.times import Stratified
 from ldm_jax.train.state import new_state
-from ldm_jax.train.steps import Descent, Stage, single, weighted_sum
+from ldm_jax.train.steps import Descent, Stage, remembering, weighted_sum
 
 TIME_BINS = 10
 
@@ -36,27 +36,33 @@ class DiffusionStage:
     draw: Callable
 
     def build(self) -> Stage:
-        return Stage(self.init, single(self.loss, self.descent), self.evaluate, self.preview)
+        return Stage(self.init, remembering(self.loss, self.descent), self.evaluate, self.preview)
 
     def init(self, key: jax.Array):
-        return new_state(self.init_params(key), self.descent.transform, self.descent.average)
+        memory = self.objective.times.start(self.objective.schedule)
+        return new_state(self.init_params(key), self.descent.transform, self.descent.average, {"times": memory} if memory else {})
 
     def init_params(self, key: jax.Array) -> dict:
         condition, variables = self.conditioner.init_with_output(key_for(key, "conditioner"), 1, method="null")
         noisy = jnp.zeros((1, *self.latent_shape))
         network = self.network.init(key_for(key, "network"), noisy, jnp.zeros((1,)), condition)["params"]
-        return {"network": network, "conditioner": variables.get("params", {})}
+        scale = self.objective.log_variance.init(self.objective.schedule)
+        return {"network": network, "conditioner": variables.get("params", {})} | ({"log_variance": scale} if scale else {})
 
-    def loss(self, params, frozen, batch, key, step):
-        """The weighted denoising loss [], mean over the batch, with its parts."""
+    def loss(self, params, extra, frozen, batch, key, step):
+        """What is descended [], a mean over the batch, with its parts, and what the times remember after it."""
         rows = jnp.arange(batch["image"].shape[0])
         latent = self.latent(frozen, batch, key_for(key, "posterior", step=step, example=rows))
         drop = uniform_for(key_for(key, "drop", step=step, example=rows)) < self.conditioner.drop
         condition = self.conditioner.apply({"params": params["conditioner"]}, batch, drop)
-        times, noise = draw(self.objective, key_for(key, "corruption", step=step), rows, latent.shape[1:])
+        memory = extra.get("times")
+        times, noise = draw(self.objective, key_for(key, "corruption", step=step), rows, latent.shape[1:], memory)
         network = self.network_for(key_for(key, "dropout", step=step))
         losses = denoising_loss(self.objective, network, params, latent, condition, times, noise)
-        return jnp.mean(losses.weighted), {"loss/unweighted": jnp.mean(losses.unweighted), "latent_std": jnp.std(latent)}
+        value, share, memory = descended(self.objective, losses, params.get("log_variance"), memory)
+        told = {"loss/unweighted": jnp.mean(share * losses.unweighted), "latent_std": jnp.std(latent)}
+        told |= self.objective.log_variance.told(params.get("log_variance")) | self.objective.times.told(memory)
+        return jnp.mean(value), (told, {"times": memory} if extra else extra)
 
     def latent(self, frozen, batch, keys) -> jax.Array:
         """Unit-variance latents [B, h, w, c]; no gradient reaches the first stage."""
@@ -74,7 +80,7 @@ class DiffusionStage:
         """Held-out loss with dropout and condition drop off, at fixed times spread over all levels; also a mean for each time bin.
 
         Record i is looked at in bin i mod 10, at a time and with a noise that depend on i alone: runs with other seeds and batch
-        sizes pair.
+        sizes pair. Both losses are without a log-variance, offset noise and shares: they are the same numbers under every choice of times.
         """
         rows = batch["index"]
         latent = self.latent(frozen, batch, None)

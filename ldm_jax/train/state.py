@@ -16,7 +16,8 @@ class State:
 
     step: int32 [], the number of good steps done, hence the next batch's number. params: what inference needs. ema: their moving
     average, or None. optimizer: its state. extra: the stage's other variables (a discriminator with its optimizer and batch
-    statistics, codebook use). bad: bool [], latched by the first step with a non-finite loss or gradient; later steps are no-ops.
+    statistics, codebook use, the memory of the training times). bad: bool [], latched by the first step with a non-finite loss or
+    gradient; later steps are no-ops.
     """
 
     step: jax.Array

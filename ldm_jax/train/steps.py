@@ -1,4 +1,4 @@
-"""Two builders of a training step: `single` loss, and `adversarial` (a reconstruction against a critic)."""
+"""Builders of a training step: a `single` loss, one that is `remembering`, and `adversarial` (a reconstruction against a critic)."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -58,11 +58,26 @@ def single(loss: Callable, descent: Descent) -> Callable:
       loss: (params, frozen, batch, key, step) -> (loss [], metrics).
     """
 
+    def forgetful(params, extra, frozen, batch, key, step):
+        value, metrics = loss(params, frozen, batch, key, step)
+        return value, (metrics, extra)
+
+    return remembering(forgetful, descent)
+
+
+def remembering(loss: Callable, descent: Descent) -> Callable:
+    """A step that descends one loss which reads and renews the state's other variables.
+
+    Args:
+      loss: (params, extra, frozen, batch, key, step) -> (loss [], (metrics, extra)); extra of one structure, as State.extra.
+    """
+
     def step(state: State, frozen, batch, key):
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, frozen, batch, key, state.step)
+        descend = jax.value_and_grad(loss, has_aux=True)
+        (value, (metrics, extra)), grads = descend(state.params, state.extra, frozen, batch, key, state.step)
         params, optimizer_state, told = _descend(state, grads, descent)
         ema = descent.average.update(state.ema, params, state.step)
-        proposed = State(state.step + 1, params, ema, optimizer_state, state.extra, state.bad)
+        proposed = State(state.step + 1, params, ema, optimizer_state, extra, state.bad)
         return _guarded(state, proposed, {"loss": value} | metrics | told)
 
     return step

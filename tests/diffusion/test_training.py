@@ -128,7 +128,7 @@ def test_a_perfect_network_has_no_loss(prediction):
     np.testing.assert_allclose(losses.unweighted, 0, atol=1e-8)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", ["l1", "l2"])
 def test_loss_is_a_mean_over_one_example(loss):
     """Catches a mean over the batch, a sum over h, w, c, the weight left out or put into `unweighted`."""
     goal = objective("v", "min_snr", loss)

@@ -102,6 +102,7 @@ WRONG = {
     "a U-Net": ({"network.name": "unet"}, FACTS, "config.network.name='unet': expected one of unet_encoder"),
     "latents that grow": ({"schedule": {"name": "edm"}}, FACTS, "config.schedule: noisy latents grow to a deviation of 80"),
     "an infinite time": ({"schedule": {"name": "flow"}, "time_input": {"name": "log_snr"}}, FACTS, "config.time_input: the network would"),
+    "times that remember": ({"times": {"name": "importance"}}, FACTS, "config.times: times that remember losses"),
     "a side that does not halve": ({}, choices.Facts(1, 9, 10), "2 levels need a latent side that is a multiple of 2"),
 }
 

@@ -90,7 +90,11 @@ ALONE = {"conditioner": {"name": "none"}, "sampling.guidance": 1.0}
     {"prediction": {"name": "noise"}, "weight": {"name": "min_snr"}, "loss": {"name": "l1"}, "schedule": {"name": "cosine"}} | ALONE,
     {"prediction": {"name": "clean"}, "schedule": {"name": "linear"}, "times": {"name": "stratified"}, "time_input": {"name": "log_snr"},
      "network.levels": TRANSFORMER, "conditioner": {"name": "class", "width": 8, "into": "tokens"}, "network.dropout": 0.1},
-], ids=["v", "noise, min_snr, l1, unconditional", "clean, tokens"])
+    {"schedule": {"name": "flow"}, "prediction": {"name": "flow"}, "time_input": {"name": "scaled"}, "times": {"name": "logit_normal"},
+     "loss": {"name": "huber"}} | ALONE,
+    {"schedule": {"name": "edm"}, "prediction": {"name": "edm"}, "time_input": {"name": "quarter_log_sigma"}, "offset_noise": 0.1,
+     "times": {"name": "importance", "bins": 4}, "weight": {"name": "edm"}, "log_variance": {"name": "learned", "bins": 4}} | ALONE,
+], ids=["v", "noise, min_snr, l1, unconditional", "clean, tokens", "flow", "edm with a memory"])
 def test_stage_2_takes_steps_and_learns(make_ldm_config, small, changes):
     """Mistake: a choice that cannot be traced or whose target does not fit its prediction: nothing is learned then."""
     config = make_ldm_config("pixels", **{"learning_rate": {"name": "constant", "peak": 5e-3}, "data.resolution": 8} | changes)
@@ -99,7 +103,11 @@ def test_stage_2_takes_steps_and_learns(make_ldm_config, small, changes):
     assert all(np.isfinite(list(metrics.values())).all() for metrics in told)
     losses = [metrics["loss/unweighted"] for metrics in told]
     assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:10]), losses
-    assert set(state.params) == {"network", "conditioner"} and int(state.step) == 120
+    learned = {"log_variance"} if "log_variance" in changes else set()
+    assert set(state.params) == {"network", "conditioner"} | learned and int(state.step) == 120
+    if learned:
+        assert float(np.abs(state.params["log_variance"]["u"]).min()) > 0.01 and told[-1]["times/known"] == 1 > told[0]["times/known"]
+        assert int(state.extra["times"]["seen"].sum()) == 120 * 8
 
 
 def test_the_first_stage_is_frozen_and_held_out_losses_pair(make_autoencoder_config, make_ldm_config, batch):

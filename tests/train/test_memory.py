@@ -1,0 +1,72 @@
+"""A run whose times remember their losses and whose log-variance is learned: saved, resumed, sampled; and its config."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from ldm_jax import choices
+from ldm_jax import experiment as ex
+from ldm_jax.core.errors import UserError
+from tests import runs
+
+CHANGES = {"times": {"name": "importance", "remembered": 2, "bins": 4}, "log_variance": {"name": "learned"}, "offset_noise": 0.1,
+           "schedule": {"name": "cosine", "steps": 40}, "prediction": {"name": "noise"}, "weight": {"name": "elbo"}}
+
+
+def test_resume_is_an_equality_with_a_memory(trained_autoencoder, make_ldm_config):
+    """Catches a memory or a log-variance that a checkpoint lacks or that starts again, one that no step changes, and samples that read
+    the log-variance."""
+    import ldm_jax as ldm
+    from ldm_jax import launch
+
+    first = trained_autoencoder
+    whole, parts = first.parent / "memory_whole", first.parent / "memory_parts"
+    config = make_ldm_config(first, **CHANGES, **{"run.steps": 8, "run.save_every": 4})
+    launch.train(config, str(whole))
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "8")
+    launch.train(config, str(parts))
+    assert runs.different(whole, parts, 8) == []
+    state, lines = runs.state_of(whole, 8), runs.lines(whole)
+    assert state["train/extra/times/seen"].sum() == 64 and np.all(state["train/extra/times/losses"] > 0)
+    assert 0 < np.abs(state["ema/log_variance/u"]).max() < np.abs(state["params/log_variance/u"]).max()
+    assert lines[0]["times/known"] < 1 and lines[0]["times/effective"] == pytest.approx(1)
+    assert lines[-1]["times/known"] == 1 and lines[-1]["times/effective"] < 1 and lines[-1]["log_variance"] != 0
+    model = ldm.load(str(whole))
+    images = model.sample(seeds=[0], steps=2, guidance=1.0)
+    other = dataclasses.replace(model, params=model.params | {"log_variance": {"u": np.full(40, 9.0, np.float32)}})
+    np.testing.assert_array_equal(other.sample(seeds=[0], steps=2, guidance=1.0), images)
+
+
+FACTS = choices.Facts(channels=1, resolution=32, classes=10)
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"times": {"name": "importance", "bins": 7}}, "config.times: importance times: bins=7: expected a divisor of the 1000"),
+    ({"times": {"name": "log_normal", "mean": -20.0}}, "config.times: log_normal times: mean=-20.0: expected a number between"),
+    ({"times": {"name": "stratified", "strata": 3}}, "config.times: stratified times: a batch of 8 is not a multiple of strata=3"),
+    ({"log_variance": {"name": "learned"}, "weight": {"name": "min_snr"}, "schedule": {"name": "flow"}},
+     "config.weight: min_snr: the weight is 0 at time 1 of this schedule"),
+    ({"log_variance": {"name": "learned", "bins": 3}}, "config.log_variance: learned log-variance: bins=3"),
+    ({"log_variance": {"name": "lerned"}}, "config.log_variance.name='lerned': expected one of learned, none"),
+    ({"time_input": {"name": "log_snr"}, "schedule": {"name": "flow"}}, "config.time_input: this schedule ends in pure noise"),
+    ({"prediction": {"name": "edm"}, "schedule": {"name": "cosine", "zero_terminal": True}}, "config.prediction: this schedule ends in"),
+    ({"weight": {"name": "elbo", "gamma": 5.0}}, "config.weight.gamma: 'elbo' does not take gamma"),
+    ({"offset_noise": -0.1}, "config.offset_noise=-0.1: expected a number of 0"),
+])
+def test_what_cannot_work_is_one_line(make_ldm_config, changes, told):
+    """Catches choices that fit alone but not together, met as NaN, as a bias or as a traceback in training."""
+    with pytest.raises(UserError) as error:
+        ex.build(make_ldm_config("pixels", **changes), FACTS)
+    assert [line for line in str(error.value).splitlines() if line.startswith(told)], str(error.value)
+
+
+def test_a_model_saved_before_there_was_a_choice_still_opens(make_ldm_config):
+    """Catches a KeyError for the manifests of older runs, and a training config without the keys that passes in silence."""
+    config = make_ldm_config("pixels")
+    old = {key: value for key, value in config.items() if key not in ("log_variance", "offset_noise")}
+    assert ex.build(old, FACTS).objective == ex.build(config, FACTS).objective
+    with pytest.raises(UserError, match="needs log_variance, offset_noise"):
+        ex.check_keys(old)
