@@ -1,4 +1,4 @@
-"""Trains either stage, or goes on where the workdir's run was left:
+"""Trains a stage, or goes on where the workdir's run was left:
 
 python train.py --config=configs/demo/autoencoder.py --workdir=runs/demo/autoencoder [--config.run.steps=500 ...]
 """

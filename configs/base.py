@@ -60,5 +60,21 @@ def ldm() -> ConfigDict:
     config.loss = dict(name="l2")
     config.log_variance = dict(name="none")
     config.offset_noise = 0.0  # 0: off
-    config.sampling = dict(sampler=dict(name="dpmpp_2m"), grid=dict(name="trailing"), steps=25, guidance=2.0)
+    config.sampling = dict(sampler=dict(name="dpmpp_2m"), grid=dict(name="trailing"), steps=25, guidance=2.0,
+                           threshold=dict(name="none"))
+    return config
+
+
+def classifier() -> ConfigDict:
+    """Stage 3: a classifier of noisy latents, to guide a diffusion model of the same first stage and schedule."""
+    config = base()
+    diffusion = ldm()
+    config.task = "classifier"
+    config.first_stage = diffusion.first_stage
+    config.network = dict(name="unet_encoder", time_width=256, pooling="attention", pool_heads=4, dropout=0.0, scale_shift=True,
+                          dtype="float32", levels=diffusion.network.levels)
+    for section in ("schedule", "time_input", "times"):
+        config[section] = diffusion[section]
+    config.loss = dict(smoothing=0.0)
+    config.optimizer.weight_decay = 0.05
     return config

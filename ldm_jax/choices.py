@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from ldm_jax import sampling
 from ldm_jax.config_tree import Problems
 from ldm_jax.core.choose import choose, fill, fits
 from ldm_jax.core.errors import UserError
@@ -13,12 +14,11 @@ from ldm_jax.core.keys import check_seed
 from ldm_jax.data.batches import in_order
 from ldm_jax.data.sources import SOURCES
 from ldm_jax.data.transforms import TRANSFORMS
+from ldm_jax.diffusion import guiding
 from ldm_jax.diffusion.continuous import SCHEDULES
-from ldm_jax.diffusion.guidance import for_weight
 from ldm_jax.diffusion.log_variance import LOG_VARIANCES
-from ldm_jax.diffusion.loss import LOSSES, Objective
+from ldm_jax.diffusion.loss import LOSSES
 from ldm_jax.diffusion.prediction import PREDICTIONS, TIME_INPUTS
-from ldm_jax.diffusion.samplers import table_for
 from ldm_jax.diffusion.schedule import linear
 from ldm_jax.diffusion.times import TIMES
 from ldm_jax.diffusion.weights import WEIGHTS, check_weight
@@ -35,7 +35,6 @@ from ldm_jax.train.steps import Descent
 
 NETWORKS = {"unet": UNet}
 LATER = {"log_variance": {"name": "none"}, "offset_noise": 0.0}  # what models had whose config was saved before there was a choice
-SAMPLING = ("sampler", "grid", "steps", "guidance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,9 +142,14 @@ def first_stage_for(first: FirstStage | None, facts: Facts) -> FirstStage:
 
 
 def network_of(config, latent_channels: int):
+    return leveled(NETWORKS, config, out_channels=latent_channels)
+
+
+def leveled(table, config, **given):
+    """A network whose section has levels."""
     section = dict(config["network"])
     levels = tuple(fill(LevelSpec, level, f"config.network.levels[{i}]") for i, level in enumerate(section.pop("levels", ())))
-    return choose(NETWORKS, section, "config.network", levels=levels, out_channels=latent_channels)
+    return choose(table, section, "config.network", levels=levels, **given)
 
 
 def check_network(network, conditioner, side: int) -> None:
@@ -154,11 +158,7 @@ def check_network(network, conditioner, side: int) -> None:
     Raises:
       UserError: levels that halve the side once too often, a condition that nothing reads, or one that is missing.
     """
-    deepest = 1 + (side & -side).bit_length() - 1
-    if side % network.factor:
-        below = max(1, side // network.factor) * network.factor
-        raise UserError(f"config.network.levels: {len(network.levels)} levels need a latent side that is a multiple of {network.factor}; "
-                        f"it is {side}, which allows {deepest}; nearest sides: {below}, {below + network.factor}")
+    check_side(network, side)
     into = getattr(conditioner, "into", "nothing")
     if network.reads_tokens != (into == "tokens"):
         mend = ("set config.conditioner.into=tokens, or another attention" if network.reads_tokens
@@ -168,6 +168,15 @@ def check_network(network, conditioner, side: int) -> None:
     if into == "vector" and network.vector == "added" and conditioner.width != network.time_width:
         raise UserError(f"config.conditioner.width={conditioner.width}: config.network.vector='added' adds it to the time embedding, "
                         f"so it must be config.network.time_width={network.time_width}")
+
+
+def check_side(network, side: int) -> None:
+    """Raises UserError: levels that halve a side once too often."""
+    deepest = 1 + (side & -side).bit_length() - 1
+    if side % network.factor:
+        below = max(1, side // network.factor) * network.factor
+        raise UserError(f"config.network.levels: {len(network.levels)} levels need a latent side that is a multiple of {network.factor}; "
+                        f"it is {side}, which allows {deepest}; nearest sides: {below}, {below + network.factor}")
 
 
 def loss_of(config) -> Loss:
@@ -223,11 +232,11 @@ def check_objective(parts: dict, problems: Problems) -> None:
 def sampling_of(config, schedule, time_input) -> Mapping:
     """The sampling section, checked as far as its names go, and its table where there is a schedule."""
     section = config["sampling"]
-    if set(section) != set(SAMPLING):
-        raise UserError(f"config.sampling: expected the keys {', '.join(SAMPLING)}; got {', '.join(section)}")
+    if set(section) | {"threshold"} != set(sampling.KEYS):
+        raise UserError(f"config.sampling: expected the keys {', '.join(sampling.KEYS)}; got {', '.join(section)}")
     if schedule is not None and time_input is not None:
         try:
-            _table(schedule, time_input, section)
+            sampling.way_of(sampling.Parts(schedule, time_input, pixels=config["first_stage"] == "pixels"), section)
         except UserError as error:
             raise UserError(f"config.sampling: {error}") from None
     return section
@@ -235,18 +244,13 @@ def sampling_of(config, schedule, time_input) -> Mapping:
 
 def check_guidance(config, conditioner) -> None:
     """Raises UserError if samples are to be guided by a condition that the model never has, or whose null it never learns."""
-    weight = config["sampling"].get("guidance") if isinstance(config["sampling"], Mapping) else None
-    if conditioner is not None and weight != 1 and not (conditioner.fields and conditioner.drop):
-        raise UserError(f"config.sampling.guidance={weight}: without a condition that training drops (config.conditioner) there is nothing "
+    value = config["sampling"].get("guidance") if isinstance(config["sampling"], Mapping) else None
+    if value is None or conditioner is None or conditioner.fields and conditioner.drop:
+        return
+    try:
+        guided = guiding.choice(value)
+    except UserError:
+        return  # told with the section
+    if "null" in guided.needs and not guided.never:
+        raise UserError(f"config.sampling.guidance={value}: without a condition that training drops (config.conditioner) there is nothing "
                         "to guide by; write 1")
-
-
-def sampling_table(objective: Objective, section: Mapping):
-    """(table, guidance) of a sampling section {"sampler", "grid", "steps", "guidance"}."""
-    return _table(objective.schedule, objective.time_input, section)
-
-
-def _table(schedule, time_input, section: Mapping):
-    guidance, columns = for_weight(section["guidance"])
-    table = table_for(schedule, section["steps"], section["sampler"], section["grid"], time_input=time_input, guidance=columns)
-    return table, guidance

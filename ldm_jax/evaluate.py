@@ -1,7 +1,8 @@
 """A trained model against its held-out data: which evaluation fits, on what, with which settings."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -13,17 +14,20 @@ from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.batches import in_order
 from ldm_jax.evals.report import report
+from ldm_jax.evals.sweep import page
 from ldm_jax.evals.tables import EVALS
 from ldm_jax.likelihood import Likely
 from ldm_jax.output import Request
 from ldm_jax.pipeline import Model
+from ldm_jax.train.diffusion_stage import TIME_BINS
+from ldm_jax.train.loop import evaluate as loop_evaluate
 from ldm_jax.train.loop import fetch
 from ldm_jax.train.sharding import local_rows, place
 
 
 def evaluate(model: Model, request: Request | Likely | None = None, progress=None) -> dict:
-    """The measures of a model, JSON-able: reconstruction of the test split for a first stage, samples against the digits for a
-    diffusion model on the digits; or, asked by a `Likely`, the likelihood of the test split under either.
+    """The measures of a model, JSON-able: reconstruction of the test split for a first stage, accuracy on it by time for a classifier,
+    samples against the digits for a diffusion model on the digits; or, asked by a `Likely`, the likelihood of the test split.
 
     Args:
       request: for a diffusion model, the samples to make; or the likelihood to measure.
@@ -36,10 +40,9 @@ def evaluate(model: Model, request: Request | Likely | None = None, progress=Non
     config = from_json(model.manifest.config)
     if model.experiment.task == "autoencoder":
         return reconstruction(model, config)
-    name = config["data"]["source"]["name"]
-    if name != "digits":
-        raise UserError(f"samples of {name!r} have no evaluation yet; the digits have one, and every first stage has. "
-                        "--measure=likelihood measures any data's")
+    if model.experiment.task == "classifier":
+        return classification(model, config)
+    check_digits(config)
     return digits(model, config, request or Request(number=1000, batch_size=100), progress)
 
 
@@ -58,7 +61,26 @@ def told(result: Mapping, title: str, out: str = "") -> str:
     """The measures as a table to print; with `out`, also written there as JSON, by process 0."""
     if out and jax.process_index() == 0:
         write_atomically(out, json.dumps(result, indent=1) + "\n")
-    return report(result, title)
+    return page(result, title) if "rows" in result else report(result, title)
+
+
+def parse_scales(text: str, guide: str = "", guidance: str = "") -> tuple[float, ...]:
+    """"0,1,2.5" or "" -> a tuple of floats.
+
+    Raises:
+      UserError: something else, a guide without scales, or a weight beside the scales that are to take its place.
+    """
+    try:
+        scales = tuple(float(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError:
+        scales = (math.nan,)
+    if not all(math.isfinite(scale) for scale in scales):
+        raise UserError(f"--scales={text!r}: expected numbers, as 0,1,2,4")
+    if guide and not scales:
+        raise UserError(f"--guide={guide} needs --scales, the weights to compare, as --scales=0,1,2,4")
+    if scales and not guide and guidance:
+        raise UserError(f"--guidance={guidance} beside --scales: the scales are the guidance weights; give one of the two")
+    return scales
 
 
 def reconstruction(model: Model, config: Mapping) -> dict:
@@ -80,22 +102,86 @@ def reconstruction(model: Model, config: Mapping) -> dict:
                                   "latent_channels": autoencoder.latent_channels, "model": model.digest[:12]}}
 
 
+def classification(model: Model, config: Mapping) -> dict:
+    """Accuracy and cross-entropy on the whole test split, every record once in each time bin; bin 0 has the cleanest tenth of times."""
+    source, stage = choices.open_source(config, "test"), model.experiment.stage()
+    batch = model.round_up(min(model.experiment.batch, len(source)))
+    options = {"batch": batch, "rows": local_rows(model.mesh, batch), "resolution": config["data"]["resolution"]}
+
+    def batches():
+        for i in range(TIME_BINS):
+            for rows in in_order(source, choices.transforms(config), **options):
+                yield place(dict(rows) | {"index": rows["index"] * TIME_BINS + i}, model.mesh)
+
+    found = loop_evaluate(jax.jit(stage.evaluate), model.params, {"first_stage": model.first_params}, batches())
+    means = {name.removeprefix("held_out/"): value for name, value in found.items()}
+    bins = {f"accuracy_time_{i}": means[f"time_{i}"] for i in range(TIME_BINS)}
+    return {"accuracy": means["accuracy"], "loss": means["loss"]} | bins | {
+        "n": {"records": len(source), "times_each": TIME_BINS},
+        "settings": {"split": "test of " + source.name, "step": model.manifest.step, "model": model.digest[:12]}}
+
+
 def _everyone(batch: Mapping, mesh) -> dict:
     """A batch of this process's rows, whole."""
     return {name: fetch(array) for name, array in place({k: batch[k] for k in ("image", "weight")}, mesh).items()}
 
 
 def digits(model: Model, config: Mapping, request: Request, progress=None) -> dict:
-    """One set of class-conditional samples, as many of each class, against the real digits."""
+    """One set of samples against the real digits: as many of each class, or, of a model without labels, told nothing."""
     train, held_out = choices.open_source(config, "train"), choices.open_source(config, "test")
-    labels = [i % train.classes for i in range(request.number)]
-    sampling = model.sampling(**request.sampling)
+    known = "label" in model.experiment.conditioner.fields
+    labels = np.arange(request.number) % train.classes if known else None
     images = model.sample(model.condition(labels), seeds=request.seeds, batch_size=request.batch_size, progress=progress,
                           **request.sampling)
-    settings = {"seeds": f"{request.seeds[0]}..{request.seeds[-1]}", "guidance": sampling["guidance"], "steps": sampling["steps"],
-                "sampler": _named(sampling["sampler"]), "grid": _named(sampling["grid"]), "step": model.manifest.step,
-                "model": model.digest[:12]}
-    return EVALS["digits"](images, np.asarray(labels), (train.images, train.labels), (held_out.images, held_out.labels), settings=settings)
+    return EVALS["digits"](images, labels, (train.images, train.labels), (held_out.images, held_out.labels),
+                           settings=_settings(model, request))
+
+
+def _settings(model: Model, request: Request) -> dict:
+    sampling = model.sampling(**request.sampling)
+    return {"seeds": f"{request.seeds[0]}..{request.seeds[-1]}", "guidance": sampling["guidance"], "steps": sampling["steps"],
+            "sampler": _named(sampling["sampler"]), "grid": _named(sampling["grid"]), "step": model.manifest.step,
+            "model": model.digest[:12]}
+
+
+def sweep(model: Model, request: Request, scales: Sequence[float], guide: Model | None = None, progress=None) -> dict:
+    """The share of the asked digit at each scale of a guide, or at each guidance weight where there is none; as many of each class,
+    the same seeds at every scale.
+
+    Raises:
+      UserError: a model of other data than the digits.
+    """
+    config = from_json(model.manifest.config)
+    check_digits(config)
+    train, held_out = choices.open_source(config, "train"), choices.open_source(config, "test")
+    labels, done = [i % train.classes for i in range(request.number)], iter(range(len(scales)))
+    condition = model.condition(labels if model.experiment.conditioner.fields else None)
+
+    def sample(scale):
+        before = next(done) * request.number
+        told = progress and (lambda number: progress(before + number))
+        return model.sample(condition, seeds=request.seeds, batch_size=request.batch_size, progress=told,
+                            **dict(request.sampling) | {"guidance": scale} | _guided_by(guide, scale, labels))
+
+    settings = _settings(model, request)
+    settings |= {"guidance": "by row"} if guide is None else {"guide": f"{guide.experiment.task} {guide.digest[:12]}"}
+    return EVALS["sweep"](sample, scales, labels, (train.images, train.labels), (held_out.images, held_out.labels), settings=settings)
+
+
+def _guided_by(guide: Model | None, scale: float, labels) -> dict:
+    """What `Model.sample` is told of a guide; nothing where its scale is off, 0 of a classifier and 1 of a weaker model."""
+    if guide is None or scale == (0 if guide.experiment.task == "classifier" else 1):
+        return {} if guide is None else {"guidance": 1.0}
+    classifies = guide.experiment.task == "classifier"
+    return {"guide": guide, "guide_condition": labels if classifies else guide.condition(labels)}
+
+
+def check_digits(config: Mapping) -> None:
+    """Raises UserError: a diffusion model of data that no evaluation here knows."""
+    name = config["data"]["source"]["name"]
+    if name != "digits":
+        raise UserError(f"samples of {name!r} have no evaluation yet; the digits have one, and every first stage has. "
+                        "--measure=likelihood measures any data's")
 
 
 def _named(section) -> str:

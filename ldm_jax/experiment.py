@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ldm_jax import choices
+from ldm_jax import choices, classifier_choices
 from ldm_jax.config_tree import Problems
 from ldm_jax.core.choose import choose, fill, fits, nearest
 from ldm_jax.core.errors import UserError
@@ -13,12 +13,13 @@ from ldm_jax.diffusion.loss import Objective
 from ldm_jax.models.condition import CONDITIONERS
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.train.autoencoder_stage import CRITICS, AutoencoderStage, Loss, Revival
+from ldm_jax.train.classifier_stage import ClassifierStage
 from ldm_jax.train.diffusion_stage import DiffusionStage
 from ldm_jax.train.loop import Plan
 from ldm_jax.train.sharding import Layout
 from ldm_jax.train.steps import Descent
 
-TASKS = ("autoencoder", "diffusion")
+TASKS = ("autoencoder", "diffusion", "classifier")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Experiment:
         """The Stage that the loop trains. draw: see DiffusionStage."""
         if self.task == "autoencoder":
             return AutoencoderStage(self.autoencoder, self.loss, self.critic, self.descent, self.revival).build()
+        if self.task == "classifier":
+            return ClassifierStage(self.objective, self.network, self.first_stage, self.latent_shape, self.descent).build()
         return DiffusionStage(self.objective, self.network, self.conditioner, self.first_stage, self.latent_shape, self.descent,
                               draw).build()
 
@@ -62,7 +65,7 @@ def build(config: Mapping, facts: choices.Facts, first: FirstStage | None = None
     Args:
       config: plain, as `plain` gives it.
       facts: of the training data.
-      first: for task "diffusion", the first stage with its units; None is diffusion in pixels.
+      first: for the tasks on latents, the first stage with its units; None is to work in pixels.
 
     Raises:
       UserError: all that is wrong with the config, one line each.
@@ -92,6 +95,13 @@ def build(config: Mapping, facts: choices.Facts, first: FirstStage | None = None
         make("first_stage", choices.first_stage_for, first, facts)
         if "first_stage" in made:
             made["autoencoder"] = made["first_stage"].module
+    if task == "classifier":
+        make("network", classifier_choices.network_of, config, facts)
+        if "network" in made and "first_stage" in made:
+            make("fits", choices.check_side, made["network"], facts.resolution // made["autoencoder"].factor)
+        parts = classifier_choices.objective_parts(config, problems)
+    if task == "diffusion":
+        if "first_stage" in made:
             make("network", choices.network_of, config, made["autoencoder"].latent_channels)
         make("conditioner", choose, CONDITIONERS, config["conditioner"], "config.conditioner", classes=facts.classes)
         if "network" in made and "conditioner" in made:
@@ -101,7 +111,7 @@ def build(config: Mapping, facts: choices.Facts, first: FirstStage | None = None
         with problems.noted():
             choices.check_guidance(config, made.get("conditioner"))
     problems.check()
-    if task == "diffusion":
+    if task != "autoencoder":
         made["objective"] = Objective(**parts)
     fields = {f.name for f in dataclasses.fields(Experiment)}
     return Experiment(**{name: made.get(name) for name in fields - {"task", "facts"}}, task=task, facts=facts)
@@ -113,6 +123,8 @@ SECTIONS = {
     "diffusion": ("task", "seed", "data", "first_stage", "network", "conditioner", "schedule", "prediction", "time_input", "times",
                   "weight", "loss", "log_variance", "offset_noise", "sampling", "optimizer", "learning_rate", "clip_norm", "accumulate",
                   "ema", "init_from", "run"),
+    "classifier": ("task", "seed", "data", "first_stage", "network", "schedule", "time_input", "times", "loss", "optimizer",
+                   "learning_rate", "clip_norm", "accumulate", "ema", "init_from", "run"),
 }
 
 

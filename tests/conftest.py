@@ -43,6 +43,19 @@ def tiny_ldm(first_stage, **changes):
     return updated(config, changes)
 
 
+def tiny_classifier(first_stage, **changes):
+    """A stage 3 config on the latents of a tiny first stage (or "pixels"), of the schedule of tiny_ldm."""
+    from configs.base import classifier
+
+    config, diffusion = classifier(), tiny_ldm(first_stage)
+    config.first_stage = str(first_stage)
+    config.network.update(time_width=16, pool_heads=2, levels=diffusion.network.levels)
+    config.data.batch = 8
+    config.learning_rate = diffusion.learning_rate
+    config.run = diffusion.run
+    return updated(config, changes)
+
+
 def updated(config, changes):
     """Dotted keys to new values; a dict replaces its section whole."""
     from ml_collections import ConfigDict
@@ -68,6 +81,13 @@ def make_ldm_config():
     from ldm_jax.config_file import plain
 
     return lambda first_stage, **changes: plain(tiny_ldm(first_stage, **changes))
+
+
+@pytest.fixture(scope="session")
+def make_classifier_config():
+    from ldm_jax.config_file import plain
+
+    return lambda first_stage, **changes: plain(tiny_classifier(first_stage, **changes))
 
 
 @pytest.fixture(scope="session")

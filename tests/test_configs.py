@@ -89,7 +89,7 @@ def shapes_of(variant: str):
 
     config, first = config_file.load(str(ROOT / variant)), None
     experiment.check_keys(config)
-    if config["task"] == "diffusion" and config["first_stage"] != "pixels":
+    if config["task"] != "autoencoder" and config["first_stage"] != "pixels":
         own = config_file.load(str(ROOT / "configs/demo/autoencoder.py"))
         module = choices.autoencoder_of(own, choices.Facts(1, own["data"]["resolution"], 10))
         first = FirstStage(module, unit_of(module.latent_channels))
@@ -116,17 +116,17 @@ def demo_first_stage(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "ldm"])
+@pytest.mark.parametrize("name", ["autoencoder", "ldm", "classifier"])
 def test_a_dry_run_of_the_demo_is_quick_and_tells_what_would_be_trained(name, demo_first_stage, tmp_path):
     """Catches a dry run that compiles, trains, writes, or leaves out what it was asked for. The seconds are printed (pytest -s)."""
-    extra = [f"--config.first_stage={demo_first_stage}"] if name == "ldm" else []
+    extra = [f"--config.first_stage={demo_first_stage}"] if name != "autoencoder" else []
     began = time.perf_counter()
     command = [sys.executable, "train.py", f"--config=configs/demo/{name}.py", "--dry_run", f"--workdir={tmp_path / 'run'}", *extra]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     seconds = time.perf_counter() - began
     print(f"dry run of configs/demo/{name}.py: {seconds:.1f} s")
     assert done.returncode == 0, done.stderr
-    for told in ("conv_out", "Total:", "MiB", "optimizer", "ema", "mesh {'data': 1", "GFLOP", "learning rate", "seed 0, batch"):
+    for told in ("conv_in", "Total:", "MiB", "optimizer", "ema", "mesh {'data': 1", "GFLOP", "learning rate", "seed 0, batch"):
         assert told in done.stdout, f"{told} is not told:\n{done.stdout}"
-    assert ("schedule of 1000 levels" in done.stdout and "latent [8, 8," in done.stdout) == (name == "ldm")
+    assert ("schedule of 1000 levels" in done.stdout and "latent [8, 8," in done.stdout) == (name != "autoencoder")
     assert seconds < 3 * DRY_RUN_S and not (tmp_path / "run").exists()

@@ -1,4 +1,8 @@
-"""Measures a model on held-out data: python -m ldm_jax.cli.evaluate --model=runs/demo/ldm [--measure=likelihood]"""
+"""Measures a model on held-out data: python -m ldm_jax.cli.evaluate --model=runs/demo/ldm [--measure=likelihood]
+
+Over several weights of guidance, the share of the asked class at each: --scales=1,1.5,2,4, or, with a classifier's scales,
+--model=runs/demo/unconditional --guide=runs/demo/classifier --scales=0,1,2,4,8
+"""
 
 from absl import flags
 
@@ -14,18 +18,20 @@ SEED = flags.DEFINE_integer("seed", 0, "The first sample's seed, or the seed of 
 SAMPLER = flags.DEFINE_string("sampler", "", "A name or a section; empty: the model's own.")
 GRID = flags.DEFINE_string("grid", "", "The steps' times: a name or a section; empty: the model's own.")
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; the model's own by default.")
-GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance weight; the model's own by default.")
+GUIDANCE = flags.DEFINE_string("guidance", "", "A weight, or a section, as sample.py takes; the model's own by default.")
 TIMES = flags.DEFINE_integer("likelihood_times", 32, "Transitions of the bound drawn for each image, even; 0 for every one.")
 VARIANCE = flags.DEFINE_enum("posterior_variance", "large", ["small", "large"], "Of the bound's reverse steps: beta-tilde or beta.")
 IMAGES = flags.DEFINE_integer("images", 0, "A likelihood's images, the first of the test split; 0 for all.")
 ODE_IMAGES = flags.DEFINE_integer("ode_images", 0, "How many of them also by the probability-flow equation, which is slow.")
 ODE_STEPS = flags.DEFINE_integer("ode_steps", 32, "Its steps, of four evaluations each.")
 ODE_PROBES = flags.DEFINE_integer("ode_probes", 8, "Draws of its trace estimate; 0 for the exact trace.")
+GUIDE = flags.DEFINE_string("guide", "", "A classifier whose gradient guides the samples, or a weaker model; see --scales.")
+SCALES = flags.DEFINE_string("scales", "", "Weights to compare, as 0,1,2,4: the guide's, or of --guidance where there is no guide.")
 WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or the raw weights.")
 BATCH = flags.DEFINE_integer("batch_size", 100, "Images at a time.")
 PROCESSES = entry.process_flags()
 
-OF_QUALITY = (NUMBER, SAMPLER, GRID, STEPS, GUIDANCE)
+OF_QUALITY = (NUMBER, SAMPLER, GRID, STEPS, GUIDANCE, GUIDE, SCALES)
 OF_LIKELIHOOD = (TIMES, VARIANCE, IMAGES, ODE_IMAGES, ODE_STEPS, ODE_PROBES)
 
 
@@ -39,11 +45,16 @@ def main() -> None:
     from ldm_jax import evaluate, pipeline, workdir
 
     evaluate.check_out(OUT.value)
+    scales = evaluate.parse_scales(SCALES.value, GUIDE.value, GUIDANCE.value)
     request = _likelihood() if likely else _samples()
     workdir.initialise(*PROCESSES())
     model = pipeline.load(MODEL.value, weights=WEIGHTS.value)
-    with entry.progress(evaluate.total(model, request), "images") as progress:
-        result = evaluate.evaluate(model, request, progress)
+    guide = pipeline.load(GUIDE.value, weights=WEIGHTS.value, mesh=model.mesh) if GUIDE.value else None
+    with entry.progress(evaluate.total(model, request) * max(len(scales), 1), "images") as progress:
+        if scales:
+            result = evaluate.sweep(model, request, scales, guide, progress)
+        else:
+            result = evaluate.evaluate(model, request, progress)
     print(evaluate.told(result, f"{MODEL.value}: {model.describe()}", OUT.value))
 
 
@@ -51,7 +62,7 @@ def _samples():
     from ldm_jax import output
 
     sampling = {"sampler": output.parse_choice(SAMPLER.value, "--sampler"), "grid": output.parse_choice(GRID.value, "--grid"),
-                "steps": STEPS.value, "guidance": GUIDANCE.value}
+                "steps": STEPS.value, "guidance": output.parse_guidance(GUIDANCE.value)}
     return output.Request(NUMBER.value, SEED.value, batch_size=BATCH.value, sampling=sampling)
 
 

@@ -3,5 +3,6 @@
 from ldm_jax.evals.digits import evaluate_digits
 from ldm_jax.evals.likelihood import likelihood
 from ldm_jax.evals.reconstruction import reconstruction
+from ldm_jax.evals.sweep import sweep_digits
 
-EVALS = {"reconstruction": reconstruction, "digits": evaluate_digits, "likelihood": likelihood}
+EVALS = {"reconstruction": reconstruction, "digits": evaluate_digits, "sweep": sweep_digits, "likelihood": likelihood}

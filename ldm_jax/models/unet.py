@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ldm_jax.core.choose import nearest
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.shapes import expect
 from ldm_jax.core.types import Condition, struct
@@ -37,13 +38,19 @@ def _block(spec: BlockSpec, width: int, name: str, resample: str = "none") -> Ti
     return TimeResBlock(width, resample, spec.scale_shift, spec.dropout, spec.dtype, name=name)
 
 
-def _attend(h, told: Told, spec: LevelSpec | MiddleSpec, dtype: str, name: str):
-    """The attention that a spec names, made in the calling module."""
+def _attend(h, told: Told, spec: LevelSpec | MiddleSpec, dtype: str, name: str, identity: bool):
+    """The attention that a spec names, made in the calling module; `identity`: see BlockSpec."""
     if spec.attention == "plain":
-        return PlainAttention(spec.heads, dtype, name=name)(h)
+        return PlainAttention(spec.heads, dtype, identity, name=name)(h)
     if spec.attention == "transformer":
-        return SpatialTransformer(spec.heads, spec.depth, dtype, name=name)(h, told.tokens, told.mask)
+        return SpatialTransformer(spec.heads, spec.depth, dtype, identity, name=name)(h, told.tokens, told.mask)
     return h
+
+
+def embedded(time, width: int):
+    """The time embedding [B, width] float32 of times [B]: sinusoidal, linear, SiLU, linear, made in the calling module."""
+    hidden = Dense(width, name="time_0")(sinusoidal(time, width // 4))
+    return Dense(width, name="time_2")(nn.silu(hidden))
 
 
 class DownLevel(nn.Module):
@@ -57,7 +64,7 @@ class DownLevel(nn.Module):
         level, spec, kept = self.level, self.spec, []
         for j in range(level.blocks):
             h = _block(spec, level.width, f"block_{j}")(h, told.time, train)
-            h = _attend(h, told, level, spec.dtype, f"attention_{j}")
+            h = _attend(h, told, level, spec.dtype, f"attention_{j}", self.name in spec.identity)
             kept.append(h)
         if level.down == "conv":
             h = Downsample(UNET_PADDING, spec.dtype, name="downsample")(h)
@@ -78,7 +85,7 @@ class UpLevel(nn.Module):
         level, spec = self.level, self.spec
         for j, skip in enumerate(reversed(kept)):
             h = _block(spec, level.width, f"block_{j}")(jnp.concatenate([h, skip], axis=-1), told.time, train)
-            h = _attend(h, told, level, spec.dtype, f"attention_{j}")
+            h = _attend(h, told, level, spec.dtype, f"attention_{j}", self.name in spec.identity)
         if self.up == "conv":
             h = Upsample(spec.dtype, name="upsample")(h)
         elif self.up == "residual":
@@ -95,8 +102,35 @@ class Middle(nn.Module):
     @nn.compact
     def __call__(self, h, told: Told, train: bool):
         h = _block(self.spec, h.shape[-1], "block_1")(h, told.time, train)
-        h = _attend(h, told, self.middle, self.spec.dtype, "attention_1")
+        h = _attend(h, told, self.middle, self.spec.dtype, "attention_1", self.name in self.spec.identity)
         return _block(self.spec, h.shape[-1], "block_2")(h, told.time, train)
+
+
+def middle_of(levels: tuple[LevelSpec, ...], middle: MiddleSpec | None) -> MiddleSpec:
+    """The middle's attention: as given, or as the last level's."""
+    return middle or MiddleSpec(levels[-1].attention, levels[-1].heads, levels[-1].depth)
+
+
+def way_down(noisy, levels: tuple[LevelSpec, ...], middle: MiddleSpec, spec: BlockSpec, told: Told, train: bool):
+    """noisy [B, h, w, c] -> (h [B, h', w', C] after the middle, the maps that a way up reads): conv_in, down_{i} and middle,
+    made in the calling module."""
+    h = Conv(levels[0].width, dtype=spec.dtype, name="conv_in")(noisy)
+    kept = [h]
+    for i, level in enumerate(levels):
+        h, more = DownLevel(level, spec, name=f"down_{i}")(h, told, train)
+        kept = kept + more
+    return Middle(middle, spec, name="middle")(h, told, train), kept
+
+
+def check_way_down(levels: tuple[LevelSpec, ...], middle: MiddleSpec | None, time_width: int, dropout: float, dtype: str) -> None:
+    """Raises UserError: specs that do not fit together, a time width that is no multiple of 8, a dropout that is no rate."""
+    check_levels(levels)
+    check_attention(middle_of(levels, middle), levels[-1].width, "middle")
+    compute_dtype(dtype)
+    if time_width < 8 or time_width % 8:
+        raise UserError(f"time_width={time_width}: expected a width that is a multiple of 8")
+    if not 0.0 <= dropout < 1.0:
+        raise UserError(f"dropout={dropout}: expected a rate from 0 to below 1")
 
 
 class UNet(nn.Module):
@@ -127,21 +161,12 @@ class UNet(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self):
-        check_levels(self.levels)
-        check_attention(self._middle(), self.levels[-1].width, "middle")
-        compute_dtype(self.dtype)
-        if self.out_channels < 1 or self.time_width < 8 or self.time_width % 8:
-            raise UserError(f"out_channels={self.out_channels}, time_width={self.time_width}: expected at least 1 channel "
-                            f"and a width that is a multiple of 8")
+        check_way_down(self.levels, self.middle, self.time_width, self.dropout, self.dtype)
+        if self.out_channels < 1:
+            raise UserError(f"out_channels={self.out_channels}: expected at least 1")
         if self.vector not in VECTORS:
             raise UserError(f"vector={self.vector!r}: expected one of {', '.join(VECTORS)}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"dropout={self.dropout}: expected a rate from 0 to below 1")
         super().__post_init__()
-
-    def _middle(self) -> MiddleSpec:
-        last = self.levels[-1]
-        return self.middle or MiddleSpec(last.attention, last.heads, last.depth)
 
     @property
     def factor(self) -> int:
@@ -150,29 +175,34 @@ class UNet(nn.Module):
 
     @property
     def reads_tokens(self) -> bool:
-        return any(spec.attention == "transformer" for spec in (*self.levels, self._middle()))
+        return any(spec.attention == "transformer" for spec in (*self.levels, middle_of(self.levels, self.middle)))
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The parts that have self-attention, by the names that `identity` takes."""
+        levels = [i for i, spec in enumerate(self.levels) if spec.attention != "none"]
+        middle = ("middle",) if middle_of(self.levels, self.middle).attention != "none" else ()
+        return (*(f"down_{i}" for i in levels), *middle, *(f"up_{i}" for i in levels))
 
     @nn.compact
-    def __call__(self, noisy, time, condition: Condition, train: bool = False):
+    def __call__(self, noisy, time, condition: Condition, train: bool = False, identity: tuple[str, ...] = ()):
         """noisy [B, h, w, c], time [B], any numbers -> [B, h, w, out_channels] float32.
 
         condition.image [B, h, w, k] is concatenated to the channels, tokens are attended to, the vector joins the time.
+        identity: of `places`, where each position attends to itself alone, for perturbed-attention guidance; static.
 
         Raises:
-          UserError: shapes that do not fit (the nearest sizes that do are named), or tokens where no transformer reads
-            them, or none where one does.
+          UserError: shapes that do not fit (the nearest sizes that do are named), tokens where no transformer reads
+            them, or none where one does, or a place without self-attention.
         """
         self._check(noisy, time, condition)
-        spec = BlockSpec(self.dropout, self.scale_shift, self.dtype)
+        for place in set(identity) - set(self.places):
+            raise UserError(f"identity={place!r}: this network has self-attention in {nearest(place, self.places) or 'no place'}")
+        spec = BlockSpec(self.dropout, self.scale_shift, self.dtype, tuple(identity))
         told = Told(self._time(time, condition.vector), condition.tokens, condition.token_mask)
         if condition.image is not None:
             noisy = jnp.concatenate([noisy, condition.image.astype(noisy.dtype)], axis=-1)
-        h = Conv(self.levels[0].width, dtype=self.dtype, name="conv_in")(noisy)
-        kept = [h]
-        for i, level in enumerate(self.levels):
-            h, more = DownLevel(level, spec, name=f"down_{i}")(h, told, train)
-            kept = kept + more
-        h = Middle(self._middle(), spec, name="middle")(h, told, train)
+        h, kept = way_down(noisy, self.levels, middle_of(self.levels, self.middle), spec, told, train)
         for i, level in reversed(list(enumerate(self.levels))):
             kept, read = kept[:-level.blocks - 1], kept[-level.blocks - 1:]
             h = UpLevel(level, self.levels[i - 1].down if i else "none", spec, name=f"up_{i}")(h, read, told, train)
@@ -181,14 +211,13 @@ class UNet(nn.Module):
 
     def _time(self, time, vector):
         """The time embedding, with the vector [B, D] in it: [B, time_width] float32."""
-        embedded = Dense(self.time_width, name="time_0")(sinusoidal(time, self.time_width // 4))
-        embedded = Dense(self.time_width, name="time_2")(nn.silu(embedded))
+        of_time = embedded(time, self.time_width)
         if vector is None:
-            return embedded
+            return of_time
         if self.vector == "projected":
             vector = Dense(self.time_width, name="vector_0")(vector)
             vector = Dense(self.time_width, name="vector_2")(nn.silu(vector))
-        return embedded + vector.astype(jnp.float32)
+        return of_time + vector.astype(jnp.float32)
 
     def _check(self, noisy, time, condition: Condition) -> None:
         batch = expect("noisy", noisy, "B h w c")["B"]

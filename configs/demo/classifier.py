@@ -1,0 +1,18 @@
+"""Stage 3 of the demo, untried: a classifier of the digits' noisy latents, to guide the unconditional model.
+
+Command: python train.py --config=configs/demo/classifier.py --workdir=runs/demo/classifier --config.first_stage=runs/demo/autoencoder
+"""
+
+from configs.base import classifier
+from configs.demo import ldm
+
+
+def get_config():
+    config, diffusion = classifier(), ldm.get_config()
+    for section in ("first_stage", "schedule", "time_input"):
+        config[section] = diffusion[section]
+    config.network.update(time_width=128, dropout=0.1, levels=diffusion.network.levels)
+    config.learning_rate.update(peak=1e-3, warmup=50, steps=600)
+    config.ema.decay = 0.99
+    config.run.update(steps=600, log_every=100, evaluate_every=300, preview_every=300, save_every=300)
+    return config
