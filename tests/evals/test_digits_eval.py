@@ -94,8 +94,9 @@ def test_samples_that_were_asked_for_no_digit(splits, judge):
     """Catches a generator of one class or one image that passes where no class is asked for, and an accuracy of nothing."""
     images, labels = splits[0]
     result = judge(images[:400], None)
-    assert not {"accuracy", "spread_within_class"} & result.keys() and result["warnings"][0].startswith("copies")
-    assert result["classes"]["samples"] > 9.5 and result["classes"]["held_out"] > 9.9
+    assert not {"accuracy", "spread_within_class"} & result.keys()
+    assert [line.split(":")[0] for line in result["warnings"]] == ["copies"]
+    assert 9.5 < result["classes"]["samples"] < result["classes"]["held_out"] + 0.5 and 9.9 < result["classes"]["held_out"] <= 10
     assert 0.05 < result["rarest_class"]["samples"] < 0.1 < result["commonest_class"]["samples"] < 0.15
     assert result["spread"]["samples"] == pytest.approx(result["spread"]["held_out"], rel=0.05)
     assert result["spread"]["samples"] > judge(*splits[0])["spread_within_class"]["samples"]
