@@ -12,6 +12,7 @@
 import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -108,6 +109,16 @@ def check_constant(table: Table) -> None:
                 raise _wrong(table, r, f"with a constant denoiser the {part} part becomes {got:.9g} where it must be {wanted:.9g}")
 
 
+class _Way(NamedTuple):
+    """From opened row `first` to the point that row `last` reaches, or to that point as the next row corrects it."""
+
+    first: int
+    last: int
+    exact: str
+    degree: int
+    corrected: bool
+
+
 def check_differences(table: Table) -> None:
     """Check 3, row by row: the way from the last opened row, and the step before with this row's correction."""
     if not table.opens[0]:
@@ -115,24 +126,24 @@ def check_differences(table: Table) -> None:
     variables, opened = {}, 0
     for r, (kind, degree) in enumerate(table.exact):
         before, opened = opened, r if table.opens[r] else opened
-        ways = [(opened, r, kind, degree, False), (before, r - 1, *table.corrects[r], True)]
-        for first, last, name, powers, corrected in ways:
-            for power in range(1, powers + 1):
-                variable = EXACT[name].variable
+        for way in (_Way(opened, r, kind, degree, False), _Way(before, r - 1, *table.corrects[r], True)):
+            for power in range(1, way.degree + 1):
+                variable = EXACT[way.exact].variable
                 if variable not in variables:
                     variables[variable] = _variable(table, variable)
-                got, wanted, scale = _way_on_power(table, first, last, EXACT[name], power, corrected, *variables[variable])
+                got, wanted, scale = _way_on_power(table, way, power, *variables[variable])
                 if not abs(got - wanted) <= TOLERANCE * scale:
-                    what = "corrected here, the step before" if corrected else "the step up to here"
-                    raise _wrong(table, r, f"{what} is wrong on power {power} of its variable ({name}): {got / scale:.9g}, "
+                    what = "corrected here, the step before" if way.corrected else "the step up to here"
+                    raise _wrong(table, r, f"{what} is wrong on power {power} of its variable ({way.exact}): {got / scale:.9g}, "
                                  f"must be {wanted / scale:.9g}")
 
 
-def _way_on_power(table: Table, first: int, last: int, exact: Exact, power: int, corrected: bool, at, reached) -> tuple:
-    """What rows first .. last make of x = 0 if the estimate is tau^power, tau running 0 -> 1; the integral; its size.
+def _way_on_power(table: Table, way: _Way, power: int, at, reached) -> tuple[float, float, float]:
+    """What the way's rows make of x = 0 if the estimate is tau^power, tau running 0 -> 1; the integral; its size.
 
     at, reached: the variable at each row's level and at the level it reaches.
     """
+    first, last, exact = way.first, way.last, EXACT[way.exact]
     reach = (table.reach[last, 0], _carried(table, first, last))
     low, high = at[first], _of(reach, exact.variable) if table.split and exact.variable != "index" else reached[last]
     x, memory, size = 0.0, [0.0] * 3, 0.0
@@ -149,7 +160,7 @@ def _way_on_power(table: Table, first: int, last: int, exact: Exact, power: int,
         if table.keep[r]:
             memory = [float(np.dot(table.p[r, :3], (x, clean, noise))), *memory[:2]]
         x = float(terms.sum())
-    if corrected:
+    if way.corrected:
         x += float(np.dot(table.correction[last + 1], (values(x, last + 1)[0], *memory)))
     wanted, scale = _integral(table.level[first], reach, exact, high - low, power)
     return x, wanted, max(scale, ROUNDING * size)

@@ -36,7 +36,9 @@ def on_host(x, alpha, sigma, time):
     return (x - sigma * noise) / alpha, noise
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", {"name": "ddim", "eta": 0.7}, "euler", "heun", "dpmpp_2m"], ids=str)
+@pytest.mark.parametrize("sampler", [
+    "ddpm", {"name": "ddim", "eta": 0.7}, "euler", "heun", {"name": "heun", "form": "flow"}, "plms", "lms", "dpm_3", "dpmpp_3s",
+    "dpmpp_sde", "dpmpp_2m", "dpmpp_3m_sde", {"name": "unipc", "order": 3}, "edm"], ids=str)
 def test_the_compiled_loop_is_the_numpy_loop(sampler):
     """Catches a memory shifted the wrong way, a term with its neighbour's weight, and draws from other keys than stated."""
     table, keys = table_for(SD, 7, sampler), image_keys([5, 6])
@@ -53,7 +55,8 @@ def test_nothing_recompiles():
     jax.clear_caches()
     TRACES.clear()
     for seed, (sampler, steps) in enumerate([("ddim", 5), ("ddpm", 9), ("heun", 4), ("dpmpp_2m", 1), ("euler", 30),
-                                             ({"name": "ddim", "eta": 1.0}, 3)]):
+                                             ({"name": "ddim", "eta": 1.0}, 3), ("plms", 6), ("lms", 5), ("dpm_3", 4), ("dpmpp_3s", 7),
+                                             ("dpmpp_sde", 5), ("dpmpp_3m_sde", 6), ({"name": "unipc", "order": 3}, 8), ("edm", 5)]):
         keys = image_keys([seed, 2**32 - 1 - seed])
         again = denoiser(network, PREDICTIONS["noise"]())
         sample(again, PARAMS, table_for(SD, steps, sampler), SHAPE, keys)

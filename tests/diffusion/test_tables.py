@@ -9,8 +9,8 @@ from ldm_jax.core.errors import UserError
 from ldm_jax.diffusion import checks, samplers
 from ldm_jax.diffusion.checks import check, check_constant
 from ldm_jax.diffusion.continuous import Edm, Flow
-from ldm_jax.diffusion.grids import GRIDS, trailing
-from ldm_jax.diffusion.path import Path, on_schedule
+from ldm_jax.diffusion.grids import GRIDS, linspace, trailing
+from ldm_jax.diffusion.path import Path, after, fed, on_schedule
 from ldm_jax.diffusion.prediction import LogSnr
 from ldm_jax.diffusion.samplers import ABOUT, table_for
 from ldm_jax.diffusion.schedule import cosine, geometric, scaled_linear
@@ -196,6 +196,16 @@ def test_times_are_fed_as_trained():
     np.testing.assert_array_equal(table.time, [999, 749, 749, 499, 499, 249, 249])
     table = table_for(SD, 4, "ddim", time_input=LogSnr())
     np.testing.assert_allclose(table.time, SD.lambdas()[[999, 749, 499, 249]])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_row_is_fed_the_time_of_its_level(name):
+    """Catches a middle level, or one raised by churn, that is fed the time of its step's start, or a time not as trained."""
+    for path in (linspace(SD, 5), after(linspace(SD, 9), 0.5)):
+        table = build(name, fed(path, SD, LogSnr()))
+        np.testing.assert_allclose(table.time, np.log(table.level[:, 0] / table.level[:, 1]), atol=1e-9)
+        np.testing.assert_allclose(build(name, path).time, SD.time_at(table.time), atol=1e-6)
+        assert not table.u[0, 3:6].any()
 
 
 def test_strength_starts_again_with_order_one():
