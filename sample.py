@@ -1,5 +1,6 @@
 """Samples from a trained model: python sample.py --model=runs/demo/ldm --labels=0-9 --num_samples=100 --out=samples"""
 
+import dataclasses
 import sys
 
 from absl import flags
@@ -14,7 +15,13 @@ LABELS = flags.DEFINE_string("labels", "", "Classes, as 0,1,2 or 0-9; image i ha
 SAMPLER = flags.DEFINE_string("sampler", "", 'A name, or {"name":"ddim","eta":1.0}; empty: the model\'s own.')
 GRID = flags.DEFINE_string("grid", "", "The steps' times: a name or a section; empty: the model's own.")
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; the model's own by default.")
-GUIDANCE = flags.DEFINE_float("guidance", None, "uncond + w (cond - uncond); 1 is off; the model's own by default.")
+GUIDANCE = flags.DEFINE_string("guidance", "", 'uncond + w (cond - uncond), 1 is off; or {"name":"perturbed","weight":2}.')
+NEGATIVE = flags.DEFINE_string("negative_labels", "", "Classes to steer away from, given as --labels; in place of the null.")
+GUIDE = flags.DEFINE_string("guide", "", "A second model: a weaker one, or a classifier; --guidance is then its weight.")
+THRESHOLD = flags.DEFINE_string("threshold", "", "none, clip, dynamic or a section: limits on pixels; empty: the model's own.")
+INIT = flags.DEFINE_string("init_image", "", "A picture to start from, with --strength or --mask.")
+MASK = flags.DEFINE_string("mask", "", "A picture: --init_image is made anew where it is white, and kept where it is black.")
+STRENGTH = flags.DEFINE_float("strength", None, "How much of the way is run from --init_image: above 0, up to 1.")
 WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or the raw weights.")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Images at a time; it does not change them.")
 ROUNDING = flags.DEFINE_enum("rounding", "round", ["round", "truncate"], "To uint8; truncate is what the LDM scripts do.")
@@ -24,11 +31,15 @@ PROCESSES = entry.process_flags()
 def main() -> None:
     from ldm_jax import output, pipeline, workdir
 
-    sampling = {"sampler": output.parse_choice(SAMPLER.value, "--sampler"), "grid": output.parse_choice(GRID.value, "--grid"),
-                "steps": STEPS.value, "guidance": GUIDANCE.value}
-    request = output.Request(NUMBER.value, SEED.value, output.parse_labels(LABELS.value), BATCH.value, ROUNDING.value, sampling)
+    named = {flag.name: output.parse_choice(flag.value, f"--{flag.name}") for flag in (SAMPLER, GRID, THRESHOLD)}
+    sampling = named | {"steps": STEPS.value, "guidance": output.parse_guidance(GUIDANCE.value)}
+    pictures = output.pictures_of(INIT.value, MASK.value, STRENGTH.value)
+    request = output.Request(NUMBER.value, SEED.value, output.parse_labels(LABELS.value), BATCH.value, ROUNDING.value, sampling,
+                             output.parse_labels(NEGATIVE.value, "--negative_labels"), pictures=pictures)
     workdir.initialise(*PROCESSES())
     model = pipeline.load(MODEL.value, weights=WEIGHTS.value)
+    if GUIDE.value:
+        request = dataclasses.replace(request, guide=pipeline.load(GUIDE.value, weights=WEIGHTS.value, mesh=model.mesh))
     with entry.progress(request.number, "images") as progress:
         output.sample_to(model, request, OUT.value, progress)
 

@@ -58,5 +58,6 @@ def ldm() -> ConfigDict:
     config.times = dict(name="uniform")
     config.weight = dict(name="simple")
     config.loss = dict(name="l2")
-    config.sampling = dict(sampler=dict(name="dpmpp_2m"), grid=dict(name="trailing"), steps=25, guidance=2.0)
+    config.sampling = dict(sampler=dict(name="dpmpp_2m"), grid=dict(name="trailing"), steps=25, guidance=2.0,
+                           threshold=dict(name="none"))
     return config

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+from ldm_jax import sampling
 from ldm_jax.config_tree import Problems
 from ldm_jax.core.choose import choose, fill, fits
 from ldm_jax.core.errors import UserError
@@ -11,11 +12,10 @@ from ldm_jax.core.keys import check_seed
 from ldm_jax.data.batches import in_order
 from ldm_jax.data.sources import SOURCES
 from ldm_jax.data.transforms import TRANSFORMS
+from ldm_jax.diffusion import guiding
 from ldm_jax.diffusion.continuous import SCHEDULES
-from ldm_jax.diffusion.guidance import for_weight
-from ldm_jax.diffusion.loss import LOSSES, Objective
+from ldm_jax.diffusion.loss import LOSSES
 from ldm_jax.diffusion.prediction import PREDICTIONS, TIME_INPUTS
-from ldm_jax.diffusion.samplers import table_for
 from ldm_jax.diffusion.times import TIMES
 from ldm_jax.diffusion.weights import WEIGHTS
 from ldm_jax.models.autoencoder import AUTOENCODERS
@@ -30,7 +30,6 @@ from ldm_jax.train.sharding import Layout
 from ldm_jax.train.steps import Descent
 
 NETWORKS = {"unet": UNet}
-SAMPLING = ("sampler", "grid", "steps", "guidance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,11 +194,11 @@ def objective_parts(config, problems: Problems) -> dict:
 def sampling_of(config, schedule, time_input) -> Mapping:
     """The sampling section, checked as far as its names go, and its table where there is a schedule."""
     section = config["sampling"]
-    if set(section) != set(SAMPLING):
-        raise UserError(f"config.sampling: expected the keys {', '.join(SAMPLING)}; got {', '.join(section)}")
+    if set(section) | {"threshold"} != set(sampling.KEYS):
+        raise UserError(f"config.sampling: expected the keys {', '.join(sampling.KEYS)}; got {', '.join(section)}")
     if schedule is not None and time_input is not None:
         try:
-            _table(schedule, time_input, section)
+            sampling.way_of(sampling.Parts(schedule, time_input, pixels=config["first_stage"] == "pixels"), section)
         except UserError as error:
             raise UserError(f"config.sampling: {error}") from None
     return section
@@ -207,18 +206,13 @@ def sampling_of(config, schedule, time_input) -> Mapping:
 
 def check_guidance(config, conditioner) -> None:
     """Raises UserError if samples are to be guided by a condition that the model never has, or whose null it never learns."""
-    weight = config["sampling"].get("guidance") if isinstance(config["sampling"], Mapping) else None
-    if conditioner is not None and weight != 1 and not (conditioner.fields and conditioner.drop):
-        raise UserError(f"config.sampling.guidance={weight}: without a condition that training drops (config.conditioner) there is nothing "
+    value = config["sampling"].get("guidance") if isinstance(config["sampling"], Mapping) else None
+    if value is None or conditioner is None or conditioner.fields and conditioner.drop:
+        return
+    try:
+        guided = guiding.choice(value)
+    except UserError:
+        return  # told with the section
+    if "null" in guided.needs and not guided.never:
+        raise UserError(f"config.sampling.guidance={value}: without a condition that training drops (config.conditioner) there is nothing "
                         "to guide by; write 1")
-
-
-def sampling_table(objective: Objective, section: Mapping):
-    """(table, guidance) of a sampling section {"sampler", "grid", "steps", "guidance"}."""
-    return _table(objective.schedule, objective.time_input, section)
-
-
-def _table(schedule, time_input, section: Mapping):
-    guidance, columns = for_weight(section["guidance"])
-    table = table_for(schedule, section["steps"], section["sampler"], section["grid"], time_input=time_input, guidance=columns)
-    return table, guidance

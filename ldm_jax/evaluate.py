@@ -77,16 +77,17 @@ def _everyone(batch: Mapping, mesh) -> dict:
 
 
 def digits(model: Model, config: Mapping, request: Request, progress=None) -> dict:
-    """One set of class-conditional samples, as many of each class, against the real digits."""
+    """One set of samples against the real digits: as many of each class, or, of a model without labels, told nothing."""
     train, held_out = choices.open_source(config, "train"), choices.open_source(config, "test")
-    labels = [i % train.classes for i in range(request.number)]
+    known = "label" in model.experiment.conditioner.fields
+    labels = np.arange(request.number) % train.classes if known else None
     sampling = model.sampling(**request.sampling)
     images = model.sample(model.condition(labels), seeds=request.seeds, batch_size=request.batch_size, progress=progress,
                           **request.sampling)
     settings = {"seeds": f"{request.seeds[0]}..{request.seeds[-1]}", "guidance": sampling["guidance"], "steps": sampling["steps"],
                 "sampler": _named(sampling["sampler"]), "grid": _named(sampling["grid"]), "step": model.manifest.step,
                 "model": model.digest[:12]}
-    return EVALS["digits"](images, np.asarray(labels), (train.images, train.labels), (held_out.images, held_out.labels), settings=settings)
+    return EVALS["digits"](images, labels, (train.images, train.labels), (held_out.images, held_out.labels), settings=settings)
 
 
 def _named(section) -> str:

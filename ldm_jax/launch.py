@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from ldm_jax import choices, pipeline
+from ldm_jax import choices, sampling
 from ldm_jax import experiment as ex
 from ldm_jax.checkpoint.digests import write_atomically
 from ldm_jax.checkpoint.manifest import Manifest, relative_path
@@ -23,6 +23,7 @@ from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key, key_for
 from ldm_jax.core.trees import content_digest, count, map_with_path, paths
 from ldm_jax.data.batches import check_fingerprint, fingerprint, in_order, stream
+from ldm_jax.diffusion.sample import image_keys
 from ldm_jax.loading import LoadedFirstStage, Opened, load_first_stage
 from ldm_jax.models.units import measure_units
 from ldm_jax.train import loop, sharding
@@ -85,6 +86,9 @@ def prepare(config: Mapping, fresh: bool = True) -> Prepared:
     experiment = None
     with problems.noted():
         experiment = ex.build(config, facts, first and first.stage)
+    if experiment is not None and experiment.task == "diffusion":
+        with problems.noted("config.sampling"):  # again, for what only the network can tell
+            sampling.way_of(sampling.parts_of(experiment), experiment.sampling)
     problems.check()
     return Prepared(config, experiment, mesh, source, held_out, choices.transforms(config), first, perceptual)
 
@@ -96,12 +100,11 @@ def stage_of(job: Prepared):
 
 def preview_samples(experiment: ex.Experiment, params, frozen, batch, key):
     """Samples with the batch's conditions; image i has seed i, as `sample.py --seed=0` would give it."""
-    table, guidance = choices.sampling_table(experiment.objective, experiment.sampling)
-    number = batch["image"].shape[0]
-    told = experiment.conditioner.apply({"params": params["conditioner"]}, batch, None)
-    if guidance.terms:
-        told = pipeline.Guided(told, experiment.conditioner.apply({"params": params["conditioner"]}, number, method="null"))
-    latent = pipeline.latents(experiment, params, table, guidance, pipeline.image_keys(range(number)), told)
+    way = sampling.way_of(sampling.parts_of(experiment), experiment.sampling)
+    number, of_conditioner = batch["image"].shape[0], {"params": params["conditioner"]}
+    told = way.told(experiment.conditioner.apply(of_conditioner, batch, None),
+                    experiment.conditioner.apply(of_conditioner, number, method="null"))
+    latent = sampling.generate(experiment, way, params, sampling.Inputs(told), image_keys(range(number)))
     return experiment.first_stage.decode(frozen["first_stage"], latent)
 
 

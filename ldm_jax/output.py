@@ -2,8 +2,10 @@
 
 import ast
 import dataclasses
+import hashlib
 import io
 import json
+import pathlib
 import re
 from collections.abc import Iterable, Mapping
 
@@ -11,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from ldm_jax import choices
+from ldm_jax.asked import prepare
 from ldm_jax.checkpoint.digests import write_atomically
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import SEED_LIMIT, check_seed
@@ -26,7 +28,11 @@ GRID_LIMIT = 256  # images in grid.png; a larger one is a picture of dots
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked for. Image i has seed `seed` + i and label labels[i mod len]; what is None or empty is the model's own way."""
+    """What is asked for. Image i has seed `seed` + i and label labels[i mod len]; what is None or empty is the model's own way.
+
+    negative: labels to be steered away from, given to the images as the labels are. guide: a second Model. pictures: an image to
+    start from, see `Pictures`.
+    """
 
     number: int = 16
     seed: int = 0
@@ -34,6 +40,9 @@ class Request:
     batch_size: int = 16
     rounding: str = "round"
     sampling: Mapping = dataclasses.field(default_factory=dict)
+    negative: tuple[int, ...] = ()
+    guide: Model | None = None
+    pictures: "Pictures | None" = None
 
     def __post_init__(self):
         if self.number < 1 or self.batch_size < 1:
@@ -49,16 +58,83 @@ class Request:
 
     @property
     def label_of_each(self) -> list[int] | None:
-        return [self.labels[i % len(self.labels)] for i in range(self.number)] if self.labels else None
+        return self.of_each(self.labels)
+
+    @property
+    def negative_of_each(self) -> list[int] | None:
+        return self.of_each(self.negative)
+
+    def of_each(self, labels: tuple[int, ...]) -> list[int] | None:
+        """The label of each image, one after the other; None without any."""
+        return [labels[i % len(labels)] for i in range(self.number)] if labels else None
+
+    def wishes(self, model: Model) -> dict:
+        """The keyword arguments of `Model.sample` beside seeds and batches.
+
+        Raises:
+          UserError: files that are no pictures of the model's size.
+        """
+        asked = dict(self.sampling)
+        if self.negative:
+            asked["negative"] = model.condition(self.negative_of_each)
+        if self.guide is not None:
+            asked |= {"guide": self.guide, "guide_condition": self._told_to_guide()}
+        return asked | (self.pictures.wishes(model) if self.pictures else {})
+
+    def _told_to_guide(self):
+        if self.guide.experiment.task == "classifier":
+            if not self.labels:
+                raise UserError("--guide is a classifier, and guides to a class: say which, as --labels=0-9")
+            return self.label_of_each
+        return self.guide.condition(self.label_of_each) if self.labels and self.guide.experiment.task == "diffusion" else None
 
 
-def parse_labels(text: str) -> tuple[int, ...]:
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """An image to start from, and where it is made anew: files of the size that the model makes.
+
+    strength: the share of the steps that is run; None for all, with a mask.
+    """
+
+    init: str
+    mask: str = ""
+    strength: float | None = None
+
+    def wishes(self, model: Model) -> dict:
+        """init, mask (white, from 128 on, is made anew) and strength, as `Model.sample` takes them."""
+        side, channels = model.experiment.facts.resolution, model.experiment.facts.channels
+        asked = {"init": read_picture(self.init, "--init_image", side, channels)[None], "strength": self.strength}
+        return asked | ({"mask": read_picture(self.mask, "--mask", side, 1)[..., 0] >= 128} if self.mask else {})
+
+    @property
+    def told(self) -> dict:
+        """For samples.json: names without folders, and what the files hold."""
+        files = {"init_image": self.init} | ({"mask": self.mask} if self.mask else {})
+        found = {name: {"file": pathlib.Path(file).name, "sha256": hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()}
+                 for name, file in files.items()}
+        return found | {"strength": self.strength}
+
+
+def pictures_of(init: str, mask: str, strength: float | None) -> Pictures | None:
+    """What three flags say; None where they are empty.
+
+    Raises:
+      UserError: flags that do not go together.
+    """
+    if not init and (mask or strength is not None):
+        raise UserError(f"{'--mask' if mask else '--strength'} belongs to --init_image=FILE, the picture to start from")
+    if init and not mask and strength is None:
+        raise UserError("--init_image: give --strength too, above 0 and up to 1: how much of the way is run from it; or a --mask")
+    return Pictures(init, mask, strength) if init else None
+
+
+def parse_labels(text: str, where: str = "--labels") -> tuple[int, ...]:
     """"0,1,2" or "0-9" or "" -> a tuple of ints."""
     labels: list[int] = []
     for part in text.replace(" ", "").split(",") if text else ():
         found = re.fullmatch(r"(-?\d+)(?:-(\d+))?", part)
         if not found or (found[2] and int(found[2]) < int(found[1])):
-            raise UserError(f"--labels={text!r}: expected whole numbers, as 0,1,2 or 0-9")
+            raise UserError(f"{where}={text!r}: expected whole numbers, as 0,1,2 or 0-9")
         labels += range(int(found[1]), int(found[2] or found[1]) + 1)
     return tuple(labels)
 
@@ -80,6 +156,40 @@ def parse_choice(text: str, where: str) -> str | dict | None:
     return section
 
 
+def parse_guidance(text: str) -> float | dict | None:
+    """A number, or a section; None for "".
+
+    Raises:
+      UserError: anything else.
+    """
+    if not text or text.startswith("{"):
+        return parse_choice(text, "--guidance")
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"--guidance={text}: expected a number, 1 for off, or a section, as "
+                        "--guidance='{\"name\":\"classifier_free\",\"weight\":2.0,\"rescale\":0.7}'") from None
+
+
+def read_picture(path: str, where: str, side: int, channels: int) -> np.ndarray:
+    """A picture file as uint8 [side, side, channels]; grey becomes colour, and colour grey.
+
+    Raises:
+      UserError: no file, no picture, or one of another size.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            image = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+    except (OSError, ValueError) as error:
+        told = "no such file" if isinstance(error, FileNotFoundError) else "not a picture that can be read"
+        raise UserError(f"{where}={path}: {told}") from None
+    if image.shape[:2] != (side, side):
+        raise UserError(f"{where}={path}: it is {image.shape[1]}x{image.shape[0]}; this model makes images of {side}x{side}")
+    return image.reshape(side, side, channels)
+
+
 def sample_to(model: Model, request: Request, out: str, progress=None) -> np.ndarray:
     """Samples, writes 000000.png ..., grid.png, samples.npz and samples.json into `out`, and returns the images.
 
@@ -90,21 +200,30 @@ def sample_to(model: Model, request: Request, out: str, progress=None) -> np.nda
     """
     folder = _checked(out)
     sampling = model.sampling(**request.sampling)
-    choices.sampling_table(model.experiment.objective, sampling)
-    told = model.condition(request.label_of_each) if request.labels else None
+    told = model.condition(request.label_of_each) if request.labels and _reads_labels(model, request) else None
+    asked = request.wishes(model)
+    prepare(model, told, request.number, asked)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={out} cannot be made: {error}") from None
     batches = model.batches(told, seeds=request.seeds, batch_size=request.batch_size, progress=progress, rounding=request.rounding,
-                            **request.sampling)
+                            **asked)
     try:
         images = _write_pictures(folder, batches)
         if jax.process_index() == 0:
-            _write_pages(folder, images, request, sampling | {"weights": model.manifest.weights, "model_digest": model.digest})
+            page = sampling | {"weights": model.manifest.weights, "model_digest": model.digest}
+            page |= {"guide_digest": request.guide.digest} if request.guide else {}
+            _write_pages(folder, images, request, page | (request.pictures.told if request.pictures else {}))
     except OSError as error:
         raise UserError(f"--out={out} cannot be written: {error}") from None
     return images
+
+
+def _reads_labels(model: Model, request: Request) -> bool:
+    """Whether the labels are for the model, and not only for a classifier that guides one without a condition."""
+    only_guide = request.guide is not None and request.guide.experiment.task == "classifier"
+    return not only_guide or "label" in model.experiment.conditioner.fields
 
 
 def _checked(out: str) -> epath.Path:
@@ -145,6 +264,8 @@ def _write_pages(folder: epath.Path, images: np.ndarray, request: Request, told:
     _write_bytes(folder / "samples.npz", body.getvalue())
     each = [{"file": f"{i:06d}.png", "seed": seed, "condition": {"label": label}} for i, (seed, label) in
             enumerate(zip(request.seeds, request.label_of_each or [None] * len(images)))]
+    for entry, label in zip(each, request.negative_of_each or ()):
+        entry["negative"] = {"label": label}
     page = {**told, "rounding": request.rounding, "images": each}
     write_atomically(folder / PAGE, json.dumps(page, indent=1) + "\n")
     (folder / UNFINISHED).unlink()

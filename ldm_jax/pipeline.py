@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from ldm_jax import choices
 from ldm_jax import experiment as ex
+from ldm_jax.asked import ASKED, prepare, spread
 from ldm_jax.checkpoint.bundle import write_bundle
 from ldm_jax.checkpoint.manifest import Manifest
 from ldm_jax.config_tree import from_json
@@ -21,33 +22,18 @@ from ldm_jax.core.keys import base_key
 from ldm_jax.core.shapes import expect
 from ldm_jax.core.trees import content_digest, count
 from ldm_jax.core.types import Condition
-from ldm_jax.diffusion.guidance import Guided
-from ldm_jax.diffusion.prediction import denoiser
-from ldm_jax.diffusion.sample import advance, image_keys, start
+from ldm_jax.diffusion.inversion import inversion_table, start_inversion
+from ldm_jax.diffusion.sample import advance, image_keys
 from ldm_jax.loading import Opened, load_first_stage, trained_on
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.ops.images import from_uint8, to_uint8
+from ldm_jax.sampling import KEYS, generate, parts_of
+from ldm_jax.sampling import NetworkCall as NetworkCall
 from ldm_jax.train.loop import fetch
 from ldm_jax.train.sharding import batch_sharding, make_mesh
 
 WEIGHTS = ("ema", "raw")
 PART = 64  # images that are encoded or decoded at a time
-
-
-@dataclasses.dataclass(frozen=True)
-class NetworkCall:
-    """A U-Net as the diffusion side calls it; equal networks share compiled programs."""
-
-    network: Any
-
-    def __call__(self, params, noisy, time, condition):
-        return self.network.apply({"params": params["network"]}, noisy, time, condition)
-
-
-def latents(experiment: ex.Experiment, params, table, guidance, keys: jax.Array, told) -> jax.Array:
-    """Sampled latents [B, h, w, c] in units: keys [B], told a Condition of B examples, or a Guided pair where guidance is on."""
-    denoise = denoiser(NetworkCall(experiment.network), experiment.objective.prediction)
-    return advance(denoise, params, table, start(table, keys, experiment.latent_shape), told, guidance).x
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -117,20 +103,21 @@ class Model:
         return _null(self.experiment.conditioner, self.params["conditioner"], number)
 
     def sampling(self, **changes) -> dict:
-        """The model's own way to sample, with what is not None changed: sampler, grid (a name or a section), steps, guidance.
+        """The model's own way to sample, with what is not None changed: sampler, grid, threshold (a name or a section each), steps,
+        guidance (a number or a section).
 
         Raises:
           UserError: any other name; what belongs to a sampler or a grid stands in its section.
         """
         self._need_diffusion("sampling")
-        for name in changes.keys() - set(choices.SAMPLING):
-            raise UserError(f"{name}={changes[name]!r}: sampling takes {nearest(name, choices.SAMPLING)}; a key of a sampler or a grid "
+        for name in changes.keys() - set(KEYS):
+            raise UserError(f"{name}={changes[name]!r}: sampling takes {nearest(name, KEYS + ASKED)}; a key of a sampler or a grid "
                             'stands in its section, as sampler={"name": "ddim", "eta": 1.0}')
-        section = dict(self.experiment.sampling)
+        section = {"threshold": {"name": "none"}} | dict(self.experiment.sampling)
         return section | {name: value for name, value in changes.items() if value is not None}
 
     def sample(self, condition: Condition | None = None, *, seeds: Sequence[int], batch_size: int = 16,
-               progress: Callable[[int], None] | None = None, rounding: str = "round", **sampling) -> np.ndarray:
+               progress: Callable[[int], None] | None = None, rounding: str = "round", **asked) -> np.ndarray:
         """Images uint8 [N, H, W, C]; image i depends on seeds[i] and on its condition alone, not on its batch.
 
         Args:
@@ -139,38 +126,52 @@ class Model:
           batch_size: images at a time, over all devices.
           progress: called with the number of images done after each batch.
           rounding: "round", or "truncate" as the LDM scripts do.
-          **sampling: sampler, grid, steps, guidance; see `sampling`.
+          **asked: sampler, grid, steps, guidance, threshold (see `sampling`), and what `Asked` lists: negative, guide,
+            guide_condition, init, strength, mask, noise, every, callback.
 
         Raises:
           UserError: an unknown name, a number out of range, conditions that are not N.
           NumbersWentBad: an image that is not finite.
         """
         return np.concatenate(list(self.batches(condition, seeds=seeds, batch_size=batch_size, progress=progress, rounding=rounding,
-                                                **sampling)))
+                                                **asked)))
 
     def batches(self, condition: Condition | None = None, *, seeds: Sequence[int], batch_size: int = 16,
-                progress: Callable[[int], None] | None = None, rounding: str = "round", **sampling) -> Iterator[np.ndarray]:
+                progress: Callable[[int], None] | None = None, rounding: str = "round", **asked) -> Iterator[np.ndarray]:
         """The images of `sample`, a batch at a time: uint8 [<= batch_size, H, W, C], in the seeds' order."""
         seeds = list(seeds)
         if not seeds:
             raise UserError("seeds: at least one image must be asked for")
-        table, guidance = choices.sampling_table(self.experiment.objective, self.sampling(**sampling))
-        condition = self._spread(condition, len(seeds))
+        job = prepare(self, condition, len(seeds), asked)
         size = self.round_up(min(batch_size, len(seeds)))
         for low in range(0, len(seeds), size):
             high = min(low + size, len(seeds))
             places = np.minimum(np.arange(low, low + size), len(seeds) - 1)
-            told = jax.tree.map(lambda leaf: self._split(leaf[places]), condition)  # noqa: B023 (used at once)
+            inputs = jax.tree.map(lambda leaf: self._split(leaf[places]), job.inputs)  # noqa: B023 (used at once)
             keys = self._split_keys(image_keys([seeds[i] for i in places]))
-            yield to_uint8(fetch(self._images(table, guidance, keys, told))[:high - low], rounding)
+            latent = generate(self.experiment, job.way, job.params, inputs, keys, job.watch(low, high - low))
+            images = to_uint8(fetch(_decode(self.first_stage, self.first_params, latent))[:high - low], rounding)
+            yield job.finished(images, places[:high - low])
             if progress:
                 progress(high)
 
-    def _images(self, table, guidance, keys, told: Condition) -> jax.Array:
-        if guidance.terms:
-            told = Guided(told, jax.tree.map(self._split, self.null(len(keys))))
-        latent = latents(self.experiment, self.params, table, guidance, keys, told)
-        return _decode(self.first_stage, self.first_params, latent)
+    def invert(self, images: np.ndarray, condition: Condition | None = None, *, steps: int | None = None, grid=None) -> np.ndarray:
+        """The noise [N, h, w, c] that a deterministic sampler would make these images of: `sample(..., noise=it, guidance=1)` gives
+
+        them back, to the order of its steps. images as in `encode`; steps and grid as in `sampling`.
+        """
+        section = self.sampling(steps=steps, grid=grid)
+        latents = self.encode(images)
+        objective, told = self.experiment.objective, self.spread(condition, len(latents))
+        table = inversion_table(objective.schedule, section["steps"], section["grid"], time_input=objective.time_input)
+        denoise, done = parts_of(self.experiment).denoise(), []
+        for places in np.array_split(np.arange(len(latents)), -(-len(latents) // PART)):
+            rows = np.resize(places, self.round_up(len(places)))
+            part, keys = (jax.tree.map(lambda leaf: self._split(leaf[rows]), (latents, told)),  # noqa: B023 (used at once)
+                          self._split_keys(image_keys(rows)))
+            state = advance(denoise, self.params, table, start_inversion(table, part[0], keys), part[1])
+            done.append(fetch(state.x)[:len(places)])
+        return np.concatenate(done)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """uint8 [N, H, W, C], or float in [-1, 1] -> unit-variance latents [N, h, w, c] (KL: the mean; VQ: before quantisation)."""
@@ -190,12 +191,9 @@ class Model:
         parts = [rows[i:i + PART] for i in range(0, max(len(rows), 1), PART)]
         return np.concatenate([np.asarray(fetch(function(self.first_stage, self.first_params, jnp.asarray(part)))) for part in parts])
 
-    def _spread(self, condition: Condition | None, number: int) -> Condition:
-        condition = self.null(1) if condition is None else condition
-        sizes = {leaf.shape[0] for leaf in jax.tree.leaves(condition)}
-        if not sizes <= {1, number}:
-            raise UserError(f"condition: of {sorted(sizes)} examples, and {number} seeds; expected one for each, or one for all")
-        return jax.tree.map(lambda leaf: np.broadcast_to(fetch(leaf), (number, *leaf.shape[1:])), condition)
+    def spread(self, condition: Condition | None, number: int) -> Condition:
+        """The condition of `number` images on the host, from one for each, or one for all; None is the null."""
+        return spread(self.null(1) if condition is None else condition, number, "condition")
 
     def _split(self, array) -> jax.Array:
         array = np.asarray(fetch(array) if isinstance(array, jax.Array) else array)

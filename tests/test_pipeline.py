@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import ldm_jax as ldm
-from ldm_jax import describe, evaluate, output, pipeline
+from ldm_jax import describe, evaluate, output, pipeline, sampling
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.digits import Digits
 from tests.untrained import save_untrained
@@ -112,13 +112,13 @@ def test_a_change_of_sampling_compiles_nothing(model, images, compilations):
 
 def test_guidance_1_does_not_pay_for_the_null(model, monkeypatch):
     """Catches a second evaluation whose weight is 0: the network is traced on one batch, not on two of it."""
-    seen, call = [], pipeline.NetworkCall.__call__
+    seen, call = [], sampling.NetworkCall.__call__
 
     def watched(self, params, noisy, time, condition):
         seen.append(noisy.shape[0])
         return call(self, params, noisy, time, condition)
 
-    monkeypatch.setattr(pipeline.NetworkCall, "__call__", watched)
+    monkeypatch.setattr(sampling.NetworkCall, "__call__", watched)
     condition = model.condition(labels=[1, 2, 3, 4, 5])
     model.sample(condition, seeds=range(5), guidance=1.0, steps=2)
     assert set(seen) == {5}, seen

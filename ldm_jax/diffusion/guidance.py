@@ -1,32 +1,47 @@
 """Guidance: from denoise(params, noisy, level, time, condition) to the same with the row's guidance weights [G] added.
 
 A guidance is a frozen object with `terms` (G, the columns of the table that it reads) and a call that wraps a
-denoiser. Being hashable it is part of the compiled program: guidance off never pays for two evaluations.
+denoiser. Being hashable it is part of the compiled program: guidance off never pays for two evaluations. The weights
+are data; guiding.py makes their columns, and names the guidances for a config.
+
+Stepping away is one formula for three guidances, worse + w (better - worse), w = 1 off; they differ in what is worse: no
+condition, a weaker network, or the same network with its attention disturbed. Guidance acts on the pair (clean, noise):
+every prediction is affine in it at fixed noisy and the weights add to 1, so guiding the output gives the same numbers.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from ldm_jax.core.errors import UserError
-from ldm_jax.core.types import struct
+from ldm_jax.core.types import Level, struct
+from ldm_jax.diffusion.prediction import over
 
 
 @struct
 class Guided:
-    """The condition of a guided sample: what is `given`, and the `null` to step away from, of one structure."""
+    """The condition of a guided sample: what is `given`, and what the worse side is told, `null` (or a negative condition)."""
 
     given: Any
     null: Any
+
+
+@struct
+class Labelled:
+    """The condition of classifier guidance: what the denoiser is `told` (what its own guidance takes), and `label` [B]."""
+
+    told: Any
+    label: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Off:
     """No guidance: one evaluation a row. Takes a plain condition."""
 
-    terms = 0
+    terms: ClassVar[int] = 0
 
     def __call__(self, denoise):
         """denoise, with a sixth argument that it does not read."""
@@ -34,28 +49,138 @@ class Off:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifierFree:
-    """uncond + w (cond - uncond) (arXiv 2207.12598, equation 6, with w = 1 + its w): w = 1 is off. Takes a `Guided`.
+class _StepAway:
+    """worse + w (better - worse), two evaluations a row. `rescaled`: a prediction; see `rescale`, whose phi is a second weight."""
 
-    One call of the network on 2 B examples, the null ones first. Applied to the pair (clean, noise): every prediction
-    is affine in it at fixed noisy and the two weights add to 1, so guiding the output gives the same numbers.
-    """
+    rescaled: Any = None
 
-    terms = 1
+    @property
+    def terms(self) -> int:
+        """Weights a row: w, and phi where it rescales."""
+        return 1 if self.rescaled is None else 2
 
     def __call__(self, denoise):
-        """The guided denoiser. Raises UserError at trace time for a condition that is not a Guided of equal parts."""
+        """The guided denoiser. Raises UserError at trace time for a condition that is not what the class says."""
         def guided(params, noisy, level, time, condition, weights):
-            both = _concatenated(condition, noisy.shape[0])
-            clean, noise = denoise(params, jnp.concatenate([noisy, noisy]), _twice(level), _twice(time), both)
-            return _step_away(clean, weights[0]), _step_away(noise, weights[0])
+            better, worse = self.sides(denoise, params, noisy, level, time, condition)
+            pair = tuple(w + weights[0] * (b - w) for b, w in zip(better, worse))
+            return pair if self.rescaled is None else rescale(self.rescaled, pair, better, noisy, level, weights[1])
 
         return guided
 
 
-OFF = Off()
+@dataclasses.dataclass(frozen=True)
+class ClassifierFree(_StepAway):
+    """uncond + w (cond - uncond) (arXiv 2207.12598, equation 6, with w = 1 + its w): w = 1 is off. Takes a `Guided`.
 
-GUIDANCE = {"off": Off, "classifier_free": ClassifierFree}
+    One call of the network on 2 B examples, the null ones first. A negative condition stands in the null's place.
+    """
+
+    def sides(self, denoise, params, noisy, level, time, condition):
+        """((clean, noise) with the condition, the same without)."""
+        both = _concatenated(condition, noisy.shape[0])
+        pair = denoise(params, jnp.concatenate([noisy, noisy]), _twice(level), _twice(time), both)
+        null, given = zip(*(jnp.split(part, 2) for part in pair))
+        return given, null
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoguidance(_StepAway):
+    """guide + w (model - guide), the guide a smaller or less trained network (arXiv 2406.02507, equation 4).
+
+    Takes a `Guided`, whose null is what the guide is told (published: the same condition), and params
+    {"model": ..., "guide": ...}.
+
+    Fields:
+      guide: the guide's denoise(params, noisy, level, time, condition), hashable; of the same levels and times.
+    """
+
+    guide: Callable = None
+
+    def sides(self, denoise, params, noisy, level, time, condition):
+        """((clean, noise) of the model, the same of the guide)."""
+        _need(condition, Guided, "autoguidance", "Guided(given, null): what the model is told, and what the guide is")
+        return (denoise(params["model"], noisy, level, time, condition.given),
+                self.guide(params["guide"], noisy, level, time, condition.null))
+
+
+@dataclasses.dataclass(frozen=True)
+class Perturbed(_StepAway):
+    """perturbed + w (model - perturbed) (arXiv 2403.17377, equation 15, with w = 1 + its s). Takes a plain condition.
+
+    Fields:
+      perturbed: the same network's denoise with its self-attention maps replaced by the identity in chosen places; it is
+        given the same params and condition.
+    """
+
+    perturbed: Callable = None
+
+    def sides(self, denoise, params, noisy, level, time, condition):
+        """((clean, noise) as it is, the same disturbed)."""
+        return (denoise(params, noisy, level, time, condition), self.perturbed(params, noisy, level, time, condition))
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """The gradient of a classifier of noisy data (arXiv 2105.05233, algorithm 2; 2011.13456, equation 14): with g = grad_x log p(y | x),
+
+    E' = E - sigma w g and D' = D + (sigma^2 / alpha) w g, which keeps x = alpha D + sigma E; w = 1 samples from p(x | y), 0 is
+    off. Where alpha is 0 the point says nothing of the data, nor of y: nothing is added.
+
+    Takes a `Labelled` and params {"model": ..., "guide": the classifier's}.
+
+    Fields:
+      log_probability: log_probability(params, noisy [B, ...], time [B], label [B]) -> [B], hashable; example i's depends on
+        noisy[i] alone.
+      under: the guidance of the denoiser itself, whose weights follow; Off, or ClassifierFree for both together.
+    """
+
+    log_probability: Callable
+    under: Any = Off()
+
+    @property
+    def terms(self) -> int:
+        """Weights a row: the classifier's scale, then those of `under`."""
+        return 1 + self.under.terms
+
+    def __call__(self, denoise):
+        """The guided denoiser."""
+        inner = self.under(denoise)
+
+        def guided(params, noisy, level, time, condition, weights):
+            _need(condition, Labelled, "classifier guidance", "Labelled(told, label)")
+            clean, noise = inner(params["model"], noisy, level, time, condition.told, weights[1:])
+
+            def total(x):
+                return jnp.sum(self.log_probability(params["guide"], x, time, condition.label))
+
+            push = weights[0] * jax.grad(total)(noisy)
+            alpha, sigma = over(level.alpha, noisy), over(level.sigma, noisy)
+            known = alpha > 0
+            push = jnp.where(known, push, 0.0)
+            return clean + sigma**2 / jnp.where(known, alpha, 1.0) * push, noise - sigma * push
+
+        return guided
+
+
+@dataclasses.dataclass(frozen=True)
+class Limited:
+    """A guidance whose estimate is limited after it (limits.py): the weights and the condition are the guidance's own."""
+
+    guidance: Any
+    limit: Any
+
+    @property
+    def terms(self) -> int:
+        """Weights a row: the guidance's."""
+        return self.guidance.terms
+
+    def __call__(self, denoise):
+        """The guided and limited denoiser."""
+        return self.limit(self.guidance(denoise))
+
+
+OFF = Off()
 
 
 def for_weight(weight: float):
@@ -63,13 +188,31 @@ def for_weight(weight: float):
     return (OFF, ()) if weight == 1 else (ClassifierFree(), (weight,))
 
 
+def rescale(prediction, guided, better, noisy, level: Level, phi):
+    """The guided estimate with its deviation moved towards that of the conditional one (arXiv 2305.08891, equations 15 and 16).
+
+    In the space of the network's output (as published, and as diffusers' rescale_noise_cfg): out (phi std(better) /
+    std(guided) + 1 - phi), std per image over all axes but the batch. Where an image has none, nothing changes.
+
+    Args:
+      prediction: from PREDICTIONS, what the output means.
+      guided, better: (clean, noise), all [B, ...].
+      phi: 0 (off) to 1; published: 0.7.
+    """
+    out, good = (prediction.target(*pair, level) for pair in (guided, better))
+    axes = tuple(range(1, noisy.ndim))
+    own, wanted = (jnp.std(x, axis=axes, keepdims=True) for x in (out, good))
+    factor = jnp.where(own > 0, wanted / jnp.where(own > 0, own, 1.0), 1.0)
+    return prediction.to_hub(out * (phi * factor + 1 - phi), noisy, level)
+
+
 def _twice(tree):
     return jax.tree.map(lambda x: x if jnp.ndim(x) == 0 else jnp.concatenate([x, x]), tree)
 
 
-def _step_away(pair, weight):
-    null, given = jnp.split(pair, 2)
-    return null + weight * (given - null)
+def _need(condition, kind, who: str, wanted: str) -> None:
+    if not isinstance(condition, kind):
+        raise UserError(f"{who}: expected {wanted}; got {type(condition).__name__}")
 
 
 def _concatenated(condition, batch: int):

@@ -4,6 +4,7 @@ Image i depends on its own key and condition only: its start and the draw of eac
 The state is float32. Parameters are arguments, never closed over.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,17 +17,29 @@ from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import check_seed, key_for, normal_for
 from ldm_jax.core.types import Level, static, struct
 from ldm_jax.diffusion.guidance import OFF
-from ldm_jax.diffusion.table import Packed, Table, pack
+from ldm_jax.diffusion.table import CAPACITY, Packed, Table, pack
+
+
+@struct
+class Known:
+    """A region that is not to be made: `clean` [B, ...], data in the model's units, where `keep` (alike, or one channel) is 1."""
+
+    clean: jax.Array
+    keep: jax.Array
 
 
 @struct
 class State:
-    """Between two rows: the point x [B, ...], the memory (H1, H2, H3) alike, typed keys [B], the next row (a host number)."""
+    """Between two rows: the point x [B, ...], the memory (H1, H2, H3) alike, typed keys [B], what is known, the next row (a host
+
+    number).
+    """
 
     x: jax.Array
     memory: tuple[jax.Array, jax.Array, jax.Array]
     keys: jax.Array
-    row: int = static()
+    known: Known | None = None
+    row: int = static(default=0)
 
 
 def image_keys(seeds: Sequence[int]) -> jax.Array:
@@ -45,7 +58,8 @@ def _keys(seeds):
     return jax.vmap(lambda seed: jax.random.key(seed, impl="threefry2x32"))(seeds)
 
 
-def start(table: Table, keys: jax.Array, shape: tuple[int, ...], clean: jax.Array | None = None) -> State:
+def start(table: Table, keys: jax.Array, shape: tuple[int, ...], clean: jax.Array | None = None,
+          keep: jax.Array | None = None) -> State:
     """The state before row 0.
 
     Args:
@@ -54,24 +68,42 @@ def start(table: Table, keys: jax.Array, shape: tuple[int, ...], clean: jax.Arra
       shape: of one example, (h, w, c).
       clean: None to generate, x = gain * noise; or data [B, *shape] in the model's units for image-to-image,
         x = alpha * clean + sigma * noise at the first level.
+      keep: [B, ...] that broadcasts to clean, in 0 .. 1: where it is 1, clean is known and stays (inpainting). After each row
+        x = keep (alpha clean + sigma noise) + (1 - keep) x at the level reached, with the noise of the start: at a clean end
+        the known region is clean exactly, and a sampler that draws nothing sees one noise throughout.
 
     Raises:
-      UserError: keys that are not one axis of typed keys, or clean of another shape.
+      UserError: keys that are not one axis of typed keys, clean or keep of another shape, keep without clean.
     """
     if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.ndim != 1:
         raise UserError(f"keys: expected one typed key per image [B] (see image_keys), got {keys.dtype} {list(keys.shape)}")
     if clean is not None and clean.shape != (len(keys), *shape):
         raise UserError(f"clean: expected {[len(keys), *shape]}, got {list(clean.shape)}")
+    if keep is not None and (clean is None or keep.ndim != clean.ndim or any(k not in (1, n) for k, n in zip(keep.shape, clean.shape))):
+        raise UserError(f"keep: expected a mask of clean's shape {'(none given)' if clean is None else list(clean.shape)}, or 1 where it "
+                        f"repeats; got {list(keep.shape)}")
     alpha, sigma = table.level[0] if clean is not None else (0.0, table.gain)
     x = _noise_at_start(keys, tuple(shape), np.float32(sigma))
-    if clean is not None:
-        x = x + np.float32(alpha) * clean.astype(jnp.float32)
-    return State(x, (jnp.zeros_like(x), jnp.zeros_like(x), jnp.zeros_like(x)), keys, row=0)
+    if clean is None:
+        return at(x, keys)
+    clean = clean.astype(jnp.float32)
+    known = None if keep is None else Known(clean, keep.astype(jnp.float32))
+    return at(x + np.float32(alpha) * clean, keys, known)
+
+
+def at(x: jax.Array, keys: jax.Array, known: Known | None = None) -> State:
+    """The state before row 0 at a given point x [B, ...] float32 of the first level."""
+    return State(x, (jnp.zeros_like(x), jnp.zeros_like(x), jnp.zeros_like(x)), keys, known)
 
 
 @functools.partial(jax.jit, static_argnames="shape")
 def _noise_at_start(keys, shape, scale):
-    return scale * normal_for(jax.vmap(lambda key: key_for(key, "start"))(keys), shape)
+    return scale * _start_noise(keys, shape)
+
+
+def _start_noise(keys, shape):
+    """One draw an image [B, *shape], the noise that its sample starts with."""
+    return normal_for(jax.vmap(lambda key: key_for(key, "start"))(keys), shape)
 
 
 def advance(denoise: Callable, params, table: Table, state: State, condition=None, guidance=OFF,
@@ -94,14 +126,27 @@ def advance(denoise: Callable, params, table: Table, state: State, condition=Non
         raise UserError(f"guidance '{type(guidance).__name__}' reads {guidance.terms} weights a row, the table has "
                         f"{table.guidance.shape[1]}: build it with with_guidance(table, weight, ...)")
     until = table.rows if until is None else min(until, table.rows)
-    bounds = np.asarray([state.row, until], np.int32)
-    x, memory = _advance(denoise, guidance, params, pack(table), bounds, (state.x, state.memory), state.keys, condition)
-    return State(x, memory, state.keys, row=max(until, state.row))
+    rows = Rows(pack(table), np.asarray([state.row, until], np.int32),
+                None if state.known is None else np.pad(np.float32(table.reach), [(0, CAPACITY - table.rows), (0, 0)]))
+    begun = dataclasses.replace(state, row=0)  # the row is in the bounds; here it would be part of the program
+    x, memory = _run(denoise, guidance, params, rows, begun, condition)
+    return dataclasses.replace(state, x=x, memory=memory, row=max(until, state.row))
+
+
+@struct
+class Rows:
+    """Rows bounds[0] .. bounds[1] of a packed table; `reach` [CAPACITY, 2], the levels that they reach, where something is known."""
+
+    table: Packed
+    bounds: jax.Array
+    reach: jax.Array | None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _advance(denoise: Callable, guidance, params, table: Packed, bounds: jax.Array, carry, keys: jax.Array, condition: Any):
-    guided = guidance(denoise)
+def _run(denoise: Callable, guidance, params, rows: Rows, state: State, condition: Any):
+    guided, table, keys, known = guidance(denoise), rows.table, state.keys, state.known
+    if known is not None:
+        noise_of_known = _start_noise(keys, state.x.shape[1:])
 
     def run_row(r, carry):
         x, memory = carry
@@ -113,9 +158,12 @@ def _advance(denoise: Callable, guidance, params, table: Packed, bounds: jax.Arr
         value = _weighted(table.p[r], (x, clean, noise, z))
         kept = table.keep[r] > 0
         shifted = zip((value, *memory[:2]), memory)
+        if known is not None:
+            there = rows.reach[r, 0] * known.clean + rows.reach[r, 1] * noise_of_known
+            after = known.keep * there + (1 - known.keep) * after
         return after, tuple(jnp.where(kept, new, old) for new, old in shifted)
 
-    return jax.lax.fori_loop(bounds[0], bounds[1], run_row, carry)
+    return jax.lax.fori_loop(rows.bounds[0], rows.bounds[1], run_row, (state.x, state.memory))
 
 
 def _weighted(weights, terms):

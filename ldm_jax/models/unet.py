@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ldm_jax.core.choose import nearest
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.shapes import expect
 from ldm_jax.core.types import Condition, struct
@@ -37,12 +38,12 @@ def _block(spec: BlockSpec, width: int, name: str, resample: str = "none") -> Ti
     return TimeResBlock(width, resample, spec.scale_shift, spec.dropout, spec.dtype, name=name)
 
 
-def _attend(h, told: Told, spec: LevelSpec | MiddleSpec, dtype: str, name: str):
-    """The attention that a spec names, made in the calling module."""
+def _attend(h, told: Told, spec: LevelSpec | MiddleSpec, dtype: str, name: str, identity: bool):
+    """The attention that a spec names, made in the calling module; `identity`: see BlockSpec."""
     if spec.attention == "plain":
-        return PlainAttention(spec.heads, dtype, name=name)(h)
+        return PlainAttention(spec.heads, dtype, identity, name=name)(h)
     if spec.attention == "transformer":
-        return SpatialTransformer(spec.heads, spec.depth, dtype, name=name)(h, told.tokens, told.mask)
+        return SpatialTransformer(spec.heads, spec.depth, dtype, identity, name=name)(h, told.tokens, told.mask)
     return h
 
 
@@ -57,7 +58,7 @@ class DownLevel(nn.Module):
         level, spec, kept = self.level, self.spec, []
         for j in range(level.blocks):
             h = _block(spec, level.width, f"block_{j}")(h, told.time, train)
-            h = _attend(h, told, level, spec.dtype, f"attention_{j}")
+            h = _attend(h, told, level, spec.dtype, f"attention_{j}", self.name in spec.identity)
             kept.append(h)
         if level.down == "conv":
             h = Downsample(UNET_PADDING, spec.dtype, name="downsample")(h)
@@ -78,7 +79,7 @@ class UpLevel(nn.Module):
         level, spec = self.level, self.spec
         for j, skip in enumerate(reversed(kept)):
             h = _block(spec, level.width, f"block_{j}")(jnp.concatenate([h, skip], axis=-1), told.time, train)
-            h = _attend(h, told, level, spec.dtype, f"attention_{j}")
+            h = _attend(h, told, level, spec.dtype, f"attention_{j}", self.name in spec.identity)
         if self.up == "conv":
             h = Upsample(spec.dtype, name="upsample")(h)
         elif self.up == "residual":
@@ -95,7 +96,7 @@ class Middle(nn.Module):
     @nn.compact
     def __call__(self, h, told: Told, train: bool):
         h = _block(self.spec, h.shape[-1], "block_1")(h, told.time, train)
-        h = _attend(h, told, self.middle, self.spec.dtype, "attention_1")
+        h = _attend(h, told, self.middle, self.spec.dtype, "attention_1", self.name in self.spec.identity)
         return _block(self.spec, h.shape[-1], "block_2")(h, told.time, train)
 
 
@@ -152,18 +153,28 @@ class UNet(nn.Module):
     def reads_tokens(self) -> bool:
         return any(spec.attention == "transformer" for spec in (*self.levels, self._middle()))
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The parts that have self-attention, by the names that `identity` takes."""
+        levels = [i for i, spec in enumerate(self.levels) if spec.attention != "none"]
+        middle = ("middle",) if self._middle().attention != "none" else ()
+        return (*(f"down_{i}" for i in levels), *middle, *(f"up_{i}" for i in levels))
+
     @nn.compact
-    def __call__(self, noisy, time, condition: Condition, train: bool = False):
+    def __call__(self, noisy, time, condition: Condition, train: bool = False, identity: tuple[str, ...] = ()):
         """noisy [B, h, w, c], time [B], any numbers -> [B, h, w, out_channels] float32.
 
         condition.image [B, h, w, k] is concatenated to the channels, tokens are attended to, the vector joins the time.
+        identity: of `places`, where each position attends to itself alone, for perturbed-attention guidance; static.
 
         Raises:
-          UserError: shapes that do not fit (the nearest sizes that do are named), or tokens where no transformer reads
-            them, or none where one does.
+          UserError: shapes that do not fit (the nearest sizes that do are named), tokens where no transformer reads
+            them, or none where one does, or a place without self-attention.
         """
         self._check(noisy, time, condition)
-        spec = BlockSpec(self.dropout, self.scale_shift, self.dtype)
+        for place in set(identity) - set(self.places):
+            raise UserError(f"identity={place!r}: this network has self-attention in {nearest(place, self.places) or 'no place'}")
+        spec = BlockSpec(self.dropout, self.scale_shift, self.dtype, tuple(identity))
         told = Told(self._time(time, condition.vector), condition.tokens, condition.token_mask)
         if condition.image is not None:
             noisy = jnp.concatenate([noisy, condition.image.astype(noisy.dtype)], axis=-1)

@@ -25,18 +25,20 @@ class PlainAttention(nn.Module):
     """The U-Net's self-attention (Dhariwal and Nichol 2021), with residual: [B, h, w, C] -> the same.
 
     `qkv` holds q, then k, then v, heads inside each. The head-major "legacy" order of published files is a permutation
-    of its columns. `proj_out` starts at zero.
+    of its columns. `proj_out` starts at zero. identity: the attention map is the identity, so that each position gets its
+    own value (arXiv 2403.17377, equation 14).
     """
 
     heads: int
     dtype: str = "float32"
+    identity: bool = False
 
     @nn.compact
     def __call__(self, x):
         width = x.shape[-1]
         h = GroupNorm(1e-5, self.dtype, name="norm")(x).reshape(x.shape[0], -1, width)
         qkv = jnp.split(Dense(3 * width, dtype=self.dtype, name="qkv")(h), 3, axis=-1)
-        h = join_heads(attention(*(split_heads(part, self.heads) for part in qkv)))
+        h = qkv[2] if self.identity else join_heads(attention(*(split_heads(part, self.heads) for part in qkv)))
         h = Dense(width, zero=True, dtype=self.dtype, name="proj_out")(h)
         return x + h.reshape(x.shape)
 
@@ -44,15 +46,17 @@ class PlainAttention(nn.Module):
 class TokenAttention(nn.Module):
     """Attention of x [B, T, D] to `context` [B, S, E], E any width; q, k, v without bias, `to_out` with. No residual.
 
-    mask: bool [B, S], True where a context token counts, or None.
+    mask: bool [B, S], True where a context token counts, or None. identity: as in PlainAttention, for context = x alone.
     """
 
     heads: int
     dtype: str = "float32"
+    identity: bool = False
 
     @nn.compact
     def __call__(self, x, context, mask=None):
         width = x.shape[-1]
         project = [Dense(width, bias=False, dtype=self.dtype, name=name) for name in ("to_q", "to_k", "to_v")]
         q, k, v = (split_heads(dense(y), self.heads) for dense, y in zip(project, (x, context, context)))
-        return Dense(width, dtype=self.dtype, name="to_out")(join_heads(attention(q, k, v, mask)))
+        h = v if self.identity else attention(q, k, v, mask)
+        return Dense(width, dtype=self.dtype, name="to_out")(join_heads(h))

@@ -20,6 +20,11 @@ SAMPLE_FLAGS = {  # refused from the flags alone
     "labels from large to small": (["--labels=9-0"], ["--labels='9-0'"]),
     "broken section": (['--sampler={"name":ddim}'], ["--sampler={", "(mind the quotes)"]),
     "guidance in words": (["--guidance=much"], ["--guidance=much: expected a number"]),
+    "broken guidance": (['--guidance={"name":free}'], ["--guidance={", "(mind the quotes)"]),
+    "negative labels in words": (["--negative_labels=x"], ["--negative_labels='x': expected whole numbers"]),
+    "mask without a picture": (["--mask=m.png"], ["--mask belongs to --init_image=FILE"]),
+    "strength without a picture": (["--strength=0.5"], ["--strength belongs to --init_image=FILE"]),
+    "picture without strength": (["--init_image=a.png"], ["--init_image: give --strength too"]),
     "unknown weights": (["--weights=best"], ["--weights=best", "<ema|raw>"]),
     "unknown flag": (["--step=5"], ["Unknown command line flag 'step'. Did you mean: steps"]),
     "positional leftover": (["samples"], ["'samples': not a flag"]),
@@ -35,6 +40,10 @@ SAMPLE = {  # refused by the model
     "guidance nan": (["--guidance=nan"], ["weight nan is not finite"]),
     "unknown sampler": (["--sampler=ddmi"], ["sampler.name='ddmi': expected one of ddpm, ddim, edm, dpm_2"]),
     "stale key of a sampler": (['--sampler={"name":"heun","eta":1}'], ["'heun' does not take eta", '--sampler=\'{"name":"heun"}\'']),
+    "unknown guidance": (['--guidance={"name":"cfg"}'], ["guidance.name='cfg': expected one of"]),
+    "negative labels at guidance 1": (["--labels=1", "--negative_labels=2", "--guidance=1"], ["negative: without classifier-free"]),
+    "threshold on latents": (["--threshold=clip"], ["threshold=clip: the latents of a first stage have no range"]),
+    "picture that is not there": (["--init_image=/nowhere.png", "--strength=0.5"], ["--init_image=/nowhere.png: no such file"]),
     "unknown grid": (["--grid=even"], ["grid.name='even': expected one of"]),
 }
 

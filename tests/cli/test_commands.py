@@ -13,8 +13,8 @@ from ldm_jax.core.errors import MachineError, NumbersWentBad, Preempted, UserErr
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMANDS = {
     "train.py": ("config", "workdir", "dry_run", "coordinator", "debug"),
-    "sample.py": ("model", "out", "num_samples", "seed", "labels", "sampler", "grid", "steps", "guidance", "weights", "batch_size",
-                  "rounding", "coordinator", "debug"),
+    "sample.py": ("model", "out", "num_samples", "seed", "labels", "sampler", "grid", "steps", "guidance", "negative_labels",
+                  "guide", "threshold", "init_image", "mask", "strength", "weights", "batch_size", "rounding", "coordinator", "debug"),
     "ldm_jax.cli.evaluate": ("model", "out", "num_samples", "seed", "sampler", "steps", "guidance", "weights", "batch_size", "debug"),
     "ldm_jax.cli.export": ("model", "out", "weights", "debug"),
     "ldm_jax.cli.inspect": ("model", "debug"),

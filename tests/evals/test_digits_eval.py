@@ -76,6 +76,35 @@ def test_noise_and_wrong_labels_fail(splits, judge):
     assert judge(of_each_class(*splits[0]), (LABELS + 1) % 10)["accuracy"]["samples"] < 0.02
 
 
+def test_confidence_is_measured_against_held_out_digits(splits, judge):
+    """Catches a bar of another quantile or split, and a classifier that is sure of noise or of the mean of two digits."""
+    images, labels = splits[1]
+    rng = np.random.default_rng(0)
+    held_out = judge(images, labels)["confident"]
+    assert held_out["samples"] == held_out["held_out"] == pytest.approx(0.9, abs=1 / 397)
+    assert 0.93 < judge(*splits[0])["confident"]["samples"] < 0.99
+    noise = rng.integers(0, 256, (400, 32, 32, 1), dtype=np.uint8)
+    between = (images.astype(int) + images[rng.permutation(len(images))]) // 2
+    grainy = np.clip(images + 32 * np.repeat(np.repeat(rng.normal(size=(397, 8, 8, 1)), 4, 1), 4, 2), 0, 255)
+    shares = [judge(bad.astype(np.uint8), None)["confident"]["samples"] for bad in (noise, between, grainy)]
+    assert shares[0] == 0 and shares[1] < 0.45 and shares[2] < 0.85, shares
+
+
+def test_samples_that_were_asked_for_no_digit(splits, judge):
+    """Catches a generator of one class or one image that passes where no class is asked for, and an accuracy of nothing."""
+    images, labels = splits[0]
+    result = judge(images[:400], None)
+    assert not {"accuracy", "spread_within_class"} & result.keys() and result["warnings"][0].startswith("copies")
+    assert result["classes"]["samples"] > 9.5 and result["classes"]["held_out"] > 9.9
+    assert 0.05 < result["rarest_class"]["samples"] < 0.1 < result["commonest_class"]["samples"] < 0.15
+    assert result["spread"]["samples"] == pytest.approx(result["spread"]["held_out"], rel=0.05)
+    assert result["spread"]["samples"] > judge(*splits[0])["spread_within_class"]["samples"]
+    assert json.loads(json.dumps(result)) == result
+    threes = judge(images[labels == 3], None)
+    assert threes["classes"]["samples"] < 1.1 and any("classes" in line for line in threes["warnings"])
+    assert any("apart" in line for line in judge(np.repeat(images[:1], 50, 0), None)["warnings"])
+
+
 def test_nearest_distance_by_brute_force():
     """Catches a block edge that loses or repeats rows."""
     rng = np.random.default_rng(0)
@@ -96,7 +125,7 @@ def test_the_result_is_json_and_prints_as_an_aligned_table(copied):
     assert json.loads(json.dumps(copied)) == copied
     page = report(copied, "digits")
     rows = [line for line in page.splitlines() if line.startswith("|")]
-    assert len({len(row) for row in rows}) == 1 and len(rows) == 8
+    assert len({len(row) for row in rows}) == 1 and len(rows) == 9
     assert "held out" in rows[0] and "seeds 0..399" in page and "WARNING copies" in page and "gamma 0.001" in page
 
 

@@ -1,0 +1,240 @@
+"""What a call of `Model.sample` asks for beside the model's own way: made, checked against the model, and spread over its images."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ldm_jax.core.errors import UserError
+from ldm_jax.core.types import Condition
+from ldm_jax.diffusion.guiding import ByClassifier, FromGuide
+from ldm_jax.ops.images import to_uint8
+from ldm_jax.sampling import Inputs, Watch, Way, parts_of, way_of
+from ldm_jax.train.loop import fetch
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """The wishes beside the sampling section; all are for N images, one for each or one for all.
+
+    Fields:
+      negative: a Condition in the null's place, to be steered away from.
+      guide: a second Model of the same first stage and schedule: a weaker one of task "diffusion" for autoguidance, or one of
+        task "classifier". A guidance that is a number is then its weight.
+      guide_condition: what the guide is told: its own Condition (autoguidance), or the labels (classifier).
+      init: images as in `Model.encode`, to start from.
+      strength: in (0, 1], the share of the steps that is run from init; 1, the default with a mask, makes all anew.
+      mask: [H, W] or [N, H, W], bool or 0 .. 1: from 0.5 on an image is made anew, below it stays as init, to the pixel.
+      noise: [N, h, w, c] to start from instead of the seeds' draws; as of `Model.invert`.
+      every, callback: callback(Glimpse) after each `every` network evaluations of a batch.
+    """
+
+    negative: Condition | None = None
+    guide: Any = None
+    guide_condition: Any = None
+    init: Any = None
+    strength: float | None = None
+    mask: Any = None
+    noise: Any = None
+    every: int = 1
+    callback: Callable | None = None
+
+
+ASKED = tuple(field.name for field in dataclasses.fields(Asked))
+
+
+@dataclasses.dataclass(frozen=True)
+class Glimpse:
+    """A batch under way: `row` of `rows` evaluations are done; the noisy latents [b, h, w, c] of images first, first + 1, ..."""
+
+    row: int
+    rows: int
+    first: int
+    latents: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """A call made ready: `inputs` of all N images on the host, and what stays of init: images [1 or N, H, W, C], made anew there."""
+
+    way: Way
+    params: Any
+    inputs: Inputs
+    asked: Asked
+    kept: tuple[np.ndarray, np.ndarray] | None
+
+    def watch(self, first: int, count: int) -> Watch | None:
+        """What is called while a batch of `count` images from `first` is made; None where nothing is."""
+        callback = self.asked.callback
+        if callback is None:
+            return None
+        return Watch(self.asked.every, lambda row, rows, latents: callback(Glimpse(row, rows, first, fetch(latents)[:count])))
+
+    def finished(self, images: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """The images uint8 [b, H, W, C] of these places, with what was known pasted in."""
+        if self.kept is None:
+            return images
+        init, anew = (np.broadcast_to(x, (int(places.max()) + 1, *x.shape[1:]))[places] if len(x) == 1 else x[places] for x in self.kept)
+        return np.where(anew[..., None], images, init)
+
+
+def prepare(model, condition: Condition | None, number: int, given: Mapping) -> Job:
+    """Checks everything before anything is compiled.
+
+    Args:
+      model: a pipeline.Model of task "diffusion".
+      given: sampling keys and fields of Asked, by name.
+
+    Raises:
+      UserError: an unknown name, wishes that do not go together, or that this model or this guide cannot fulfil.
+    """
+    asked = Asked(**{name: value for name, value in given.items() if name in ASKED})
+    changes = {name: value for name, value in given.items() if name not in ASKED}
+    way = way_for(model, asked, model.sampling(**changes), changes)
+    _check_alone(asked, way)
+    clean, keep, kept = _start(model, asked, number)
+    noise = None if asked.noise is None else np.asarray(asked.noise, np.float32)
+    if noise is not None and noise.shape[1:] != model.experiment.latent_shape:
+        raise UserError(f"noise: expected [N, {', '.join(map(str, model.experiment.latent_shape))}], got {list(noise.shape)}")
+    null = model.spread(_null(model, asked), number) if way.needs_null else None
+    told = way.told(model.spread(condition, number), null, _guide_told(asked, way, number))
+    inputs = Inputs(told, *(None if x is None else spread(x, number, what) for x, what in
+                            ((clean, "init"), (keep, "mask"), (noise, "noise"))))
+    params = {"model": model.params, "guide": asked.guide.params} if way.needs_guide else model.params
+    return Job(way, params, inputs, asked, kept)
+
+
+def way_for(model, asked: Asked, section: Mapping, changes: Mapping) -> Way:
+    """The way of a section, with the guide that was asked for.
+
+    Raises:
+      UserError: as `way_of`; a guide that does not fit the model, that nothing reads, or whose weight was not told.
+    """
+    guidance = section["guidance"]
+    if asked.guide is not None:
+        check_guide(model, asked.guide)
+        if changes.get("guidance") is None:
+            raise UserError("guide: say how strongly it guides, as guidance=2.0 or a section")
+        if not isinstance(guidance, Mapping):
+            guidance = {"name": "classifier" if asked.guide.experiment.task == "classifier" else "autoguidance", "weight": guidance}
+    parts = parts_of(model.experiment, asked.guide and asked.guide.experiment)
+    way = way_of(parts, {**section, "guidance": guidance}, 1.0 if asked.strength is None else asked.strength)
+    reads = {ByClassifier: "classifier", FromGuide: "diffusion"}.get(type(way.choice))
+    if asked.guide is not None and asked.guide.experiment.task != reads:
+        raise UserError(f"guide: a model of task {asked.guide.experiment.task}, and guidance '{guidance.get('name')}' reads "
+                        f"{'none' if reads is None else 'one of task ' + reads}")
+    return way
+
+
+def check_guide(model, guide) -> None:
+    """Raises UserError unless a guide looks at the same latents, levels and times as the model."""
+    task = guide.experiment.task
+    if task not in ("diffusion", "classifier"):
+        raise UserError(f"guide: expected a weaker diffusion model or a classifier, this is of task {task}")
+    if guide.experiment.latent_shape != model.experiment.latent_shape:
+        raise UserError(f"guide: its latents are {_by(guide.experiment.latent_shape)}, the model's {_by(model.experiment.latent_shape)}")
+    ours, theirs = model.manifest.first_stage, guide.manifest.first_stage
+    if (ours and (ours.digest, ours.latent_units)) != (theirs and (theirs.digest, theirs.latent_units)):
+        told = [stage.digest[:12] if stage else "none (pixels)" for stage in (theirs, ours)]
+        raise UserError(f"guide: it was trained on another first stage, of digest {told[0]}; the model's is {told[1]}")
+    for key in ("schedule", "time_input"):
+        if dict(model.manifest.config[key]) != dict(guide.manifest.config[key]):
+            raise UserError(f"guide: its {key} is {dict(guide.manifest.config[key])}, the model's {dict(model.manifest.config[key])}")
+
+
+def _check_alone(asked: Asked, way: Way) -> None:
+    """Raises UserError for wishes without what they belong to."""
+    if asked.every < 1:
+        raise UserError(f"every={asked.every}: expected at least 1 evaluation between two calls")
+    if asked.init is None and (asked.strength is not None or asked.mask is not None):
+        raise UserError(f"{'strength' if asked.strength is not None else 'mask'}: there is no image to start from; give init too")
+    if asked.init is not None and asked.strength is None and asked.mask is None:
+        raise UserError("init: give strength too, in (0, 1]: the share of the steps that is run from it; or a mask")
+    if asked.noise is not None and asked.init is not None:
+        raise UserError("noise and init: a sample starts from one of them")
+    if asked.guide_condition is not None and asked.guide is None:
+        raise UserError("guide_condition: there is no guide to be told it")
+    for name in ("init", "noise", "callback"):
+        if way.method is not None and getattr(asked, name) is not None:
+            raise UserError(f"{name}: this sampler has no rows, it starts from its own noise and is not watched; take a sampler of a "
+                            "table, as ddim")
+    if asked.negative is not None and not way.needs_null:
+        raise UserError("negative: without classifier-free guidance nothing steps away from it; set guidance above 1")
+
+
+def _start(model, asked: Asked, number: int):
+    """(latents to start from, 1 where they stay, (images, where they are made anew)), each None where it is not asked for."""
+    if asked.init is None:
+        return None, None, None
+    images = np.asarray(asked.init)
+    facts = model.experiment.facts
+    size = (facts.resolution, facts.resolution, facts.channels)
+    if images.ndim != 4 or images.shape[1:] != size:
+        raise UserError(f"init: expected images [N, {', '.join(map(str, size))}], got {list(images.shape)}")
+    clean = model.encode(images)
+    if asked.mask is None:
+        return clean, None, None
+    mask = np.asarray(asked.mask, np.float32)
+    mask = mask[None] if mask.ndim == 2 else mask
+    if mask.ndim != 3 or mask.shape[1:] != size[:2] or len(mask) not in (1, number) or not (0 <= mask.min() and mask.max() <= 1):
+        raise UserError(f"mask: expected [{size[0]}, {size[1]}] or one for each image, from 0 (stays) to 1 (made anew); got "
+                        f"{list(mask.shape)} from {mask.min(initial=0):g} to {mask.max(initial=0):g}")
+    anew = mask >= 0.5
+    keep = keep_of(anew, model.experiment.autoencoder.factor)
+    if asked.strength is None:  # what is made anew starts from noise alone
+        clean = clean * keep
+    return clean, keep, (images if images.dtype == np.uint8 else to_uint8(images), anew)
+
+
+def keep_of(anew: np.ndarray, factor: int) -> np.ndarray:
+    """bool [N, H, W], True where made anew -> float32 [N, h, w, 1]: 1 where no pixel of the f x f under a latent is made anew."""
+    n, high, wide = anew.shape
+    blocks = anew.reshape(n, high // factor, factor, wide // factor, factor)
+    return 1 - blocks.any((2, 4)).astype(np.float32)[..., None]
+
+
+def _null(model, asked: Asked) -> Condition | None:
+    """What guidance steps away from.
+
+    Raises:
+      UserError: the model never learned a null, and nothing else was given.
+    """
+    conditioner = model.experiment.conditioner
+    if asked.negative is None and not (conditioner.fields and conditioner.drop):
+        raise UserError("guidance: this model was trained without a condition that is dropped, so it knows no null to step away from; "
+                        "set guidance=1")
+    return asked.negative
+
+
+def _guide_told(asked: Asked, way: Way, number: int):
+    """What the guide is told: labels int32 [N], or the guide's Condition of N."""
+    if not way.needs_guide:
+        return None
+    guide, told = asked.guide, asked.guide_condition
+    if guide.experiment.task != "classifier":
+        if told is None and guide.experiment.conditioner.fields:
+            raise UserError("guide_condition: say what the guide is told, as guide.condition(labels=[...]); guide.null(1) for nothing")
+        return guide.spread(told, number)
+    classes = guide.experiment.facts.classes
+    labels = np.asarray([] if told is None else told)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0 or labels.max() >= classes:
+        raise UserError(f"guide_condition: a classifier is told labels, whole numbers from 0 to {classes - 1}; got {told!r}")
+    return spread(labels.astype(np.int32), number, "guide_condition")
+
+
+def spread(tree, number: int, what: str):
+    """Arrays [1 or N, ...] as host arrays [N, ...].
+
+    Raises:
+      UserError: another number of them.
+    """
+    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(tree)}
+    if not sizes <= {1, number}:
+        raise UserError(f"{what}: of {sorted(sizes)} examples, and {number} seeds; expected one for each, or one for all")
+    return jax.tree.map(lambda leaf: np.broadcast_to(fetch(leaf) if isinstance(leaf, jax.Array) else leaf, (number, *leaf.shape[1:])), tree)
+
+
+def _by(shape) -> str:
+    return "x".join(map(str, shape))

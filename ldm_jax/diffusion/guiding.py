@@ -1,0 +1,231 @@
+"""Guidance as a config says it: a program (guidance.py) and its weights, which are columns over the rows of a table.
+
+A choice of GUIDANCE is a frozen object: `program`, hashable and static, and columns(ratios), one array [n] a term of the
+program for rows of these sigma / alpha. Columns are made on the host: weights, intervals and ramps share one program.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from ldm_jax.core.choose import choose
+from ldm_jax.core.errors import UserError
+from ldm_jax.diffusion.guidance import OFF, Autoguidance, Classifier, ClassifierFree, Perturbed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weight:
+    """A weight over the rows: on a ramp inside an interval, off (1) outside of it (arXiv 2404.07724, equation 5).
+
+    Fields:
+      weight: the weight; of a ramp, at the last row.
+      low, high: it acts where low < sigma / alpha <= high; None is no bound.
+      begin, stop: it acts at rows r of n with begin <= r / n < stop.
+      ramp: "constant", or from `start` at the first row to `weight` at the last: "linear", or "cosine" (half a wave: slow at both
+        ends). Rising ones are those of arXiv 2404.13040.
+      start: of a ramp; 1 unless told (0 for classifier guidance): off.
+
+    Raises:
+      UserError: bounds out of order or range, a start without a ramp.
+    """
+
+    weight: float
+    low: float = 0.0
+    high: float | None = None
+    begin: float = 0.0
+    stop: float = 1.0
+    ramp: Literal["constant", "linear", "cosine"] = "constant"
+    start: float | None = None
+
+    off: ClassVar[float] = 1.0
+    needs: ClassVar[str] = "nothing"
+    """Of the condition: "nothing" more, a "null", or a "guide" (a second network)."""
+
+    def __post_init__(self):
+        if not (self.low >= 0 and (self.high is None or self.low < self.high)):
+            raise UserError(f"low={self.low}, high={self.high}: expected 0 <= low < high, in sigma/alpha")
+        if not 0 <= self.begin < self.stop <= 1:
+            raise UserError(f"begin={self.begin}, stop={self.stop}: expected 0 <= begin < stop <= 1, as shares of the rows")
+        if self.start is not None and self.ramp == "constant":
+            raise UserError(f"start={self.start}: a constant weight has no start; set ramp to linear or cosine")
+        if not all(math.isfinite(x) for x in (self.weight, self._start)):
+            raise UserError(f"weight {self.weight} is not finite; {self.off:g} is off, above it strengthens the condition")
+
+    @property
+    def _start(self) -> float:
+        return self.off if self.start is None else self.start
+
+    @property
+    def never(self) -> bool:
+        """Whether the weight is off at every row."""
+        return self.weight == self.off and (self.ramp == "constant" or self._start == self.off)
+
+    def column(self, ratios) -> np.ndarray:
+        """The weight at each row, float64 [n], of rows at sigma / alpha = ratios [n], infinite where alpha is 0."""
+        ratios = np.asarray(ratios, np.float64)
+        n = len(ratios)
+        share = np.arange(n) / max(n - 1, 1) if n > 1 else np.ones(1)
+        rise = {"constant": np.ones(n), "linear": share, "cosine": (1 - np.cos(np.pi * share)) / 2}[self.ramp]
+        inside = (ratios > self.low) & (ratios <= (math.inf if self.high is None else self.high))
+        rows = np.arange(n) / n
+        inside &= (rows >= self.begin) & (rows < self.stop)
+        return np.where(inside, self._start + rise * (self.weight - self._start), self.off)
+
+    def columns(self, ratios) -> tuple[np.ndarray, ...]:
+        """One column a term of the program."""
+        return () if self.program is OFF else (self.column(ratios),)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rescaled(Weight):
+    """A weight, and phi to rescale with (`guidance.rescale`; published: 0.7, 0 is none).
+
+    Raises:
+      UserError: also for a phi outside 0 .. 1.
+    """
+
+    rescale: float = 0.0
+    prediction: Any = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.rescale <= 1:
+            raise UserError(f"rescale={self.rescale}: expected a number from 0 (none) to 1")
+
+    @property
+    def _space(self):
+        return self.prediction if self.rescale else None
+
+    def columns(self, ratios) -> tuple[np.ndarray, ...]:
+        """One column a term of the program: the weight, and phi where it rescales."""
+        return super().columns(ratios) + ((np.full(len(ratios), self.rescale),) if self.rescale and self.program is not OFF else ())
+
+
+@dataclasses.dataclass(frozen=True)
+class Unguided:
+    """No guidance: one evaluation a row."""
+
+    needs: ClassVar[str] = "nothing"
+    never: ClassVar[bool] = True
+    program: ClassVar[Any] = OFF
+
+    def columns(self, ratios) -> tuple:
+        """None."""
+        return ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FromNull(Rescaled):
+    """Classifier-free guidance: null + weight (condition - null)."""
+
+    needs: ClassVar[str] = "null"
+
+    @property
+    def program(self):
+        return OFF if self.never else ClassifierFree(rescaled=self._space)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FromGuide(Rescaled):
+    """Autoguidance: guide + weight (model - guide). `guide` is a second denoiser, given by the caller.
+
+    Raises:
+      UserError: also without a guide.
+    """
+
+    guide: Callable | None = None
+    needs: ClassVar[str] = "guide"
+
+    def __post_init__(self):
+        super().__post_init__()
+        _need_guide(self.guide, "autoguidance", "a weaker diffusion model")
+
+    @property
+    def program(self):
+        return OFF if self.never else Autoguidance(rescaled=self._space, guide=self.guide)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FromPerturbed(Rescaled):
+    """Perturbed-attention guidance: perturbed + weight (model - perturbed), the self-attention maps of `places` the identity.
+
+    Fields:
+      places: of the U-Net: "middle", "down_0", "up_1" ... (published for Stable Diffusion: the middle).
+      perturbed: places -> the denoiser so disturbed, given by the caller.
+
+    Raises:
+      UserError: also without places.
+    """
+
+    places: tuple[str, ...] = ("middle",)
+    perturbed: Callable | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.places:
+            raise UserError("places=(): expected at least one place, as ('middle',)")
+
+    @property
+    def program(self):
+        return OFF if self.never else Perturbed(rescaled=self._space, perturbed=self.perturbed(self.places))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ByClassifier(Weight):
+    """Classifier guidance, weight times the classifier's gradient: 0 is off, 1 the exact posterior. `free` is the weight of
+    classifier-free guidance below it, over all rows; 1 is none. `guide` is log_probability, given by the caller.
+
+    Raises:
+      UserError: also without a guide.
+    """
+
+    free: float = 1.0
+    guide: Callable | None = None
+    off: ClassVar[float] = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        _need_guide(self.guide, "classifier guidance", "a classifier of noisy data")
+        if not math.isfinite(self.free):
+            raise UserError(f"free={self.free}: expected a finite weight; 1 is off")
+
+    @property
+    def needs(self) -> str:
+        """"guide", or "guide and null" for both guidances."""
+        return "guide" if self.free == 1 else "guide and null"
+
+    @property
+    def program(self):
+        return Classifier(self.guide, OFF if self.free == 1 else ClassifierFree())
+
+    def columns(self, ratios) -> tuple[np.ndarray, ...]:
+        """The classifier's weight, then that of `free` where it is on."""
+        return super().columns(ratios) + (() if self.free == 1 else (np.full(len(ratios), self.free),))
+
+
+GUIDANCE = {"off": Unguided, "classifier_free": FromNull, "autoguidance": FromGuide, "perturbed": FromPerturbed,
+            "classifier": ByClassifier}
+
+
+def choice(value, where: str = "guidance", **given):
+    """The choice that a number (classifier-free, 1 is off) or a section of GUIDANCE says.
+
+    Args:
+      **given: prediction, guide, perturbed: what the model and its guide are.
+
+    Raises:
+      UserError: anything else, or as the choice.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | Mapping):
+        raise UserError(f"{where}={value!r}: expected a number, 1 for off, or a section, as "
+                        '{"name":"classifier_free","weight":2.0}')
+    section = value if isinstance(value, Mapping) else {"name": "classifier_free", "weight": value}
+    return choose(GUIDANCE, section, where, **given)
+
+
+def _need_guide(guide, who: str, what: str) -> None:
+    if guide is None:
+        raise UserError(f"{who} needs a guide, {what}: sample.py --guide=PATH, or model.sample(guide=...)")

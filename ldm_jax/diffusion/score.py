@@ -1,0 +1,27 @@
+"""The score, the gradient of the log density of noisy data, and the pair (clean, noise): one is the other by Tweedie's formula.
+
+For the best denoiser D and noise estimate E at a level (alpha, sigma), in noisy's own units:
+  score = (alpha D - noisy) / sigma^2 = -E / sigma   (arXiv 1907.05600, equation 5; arXiv 2006.11239, equation 11).
+Denoising score matching weighted by sigma^2 (arXiv 1907.05600, equation 6) is the squared error of the prediction "score".
+"""
+
+import jax
+
+from ldm_jax.core.types import Level
+from ldm_jax.diffusion.prediction import over
+
+
+def score_of(noise: jax.Array, level: Level) -> jax.Array:
+    """-noise / sigma: [B, ...] from an estimate of the noise [B, ...], level [] or [B]."""
+    return -noise / over(level.sigma, noise)
+
+
+def score_of_clean(clean: jax.Array, noisy: jax.Array, level: Level) -> jax.Array:
+    """(alpha clean - noisy) / sigma^2, all [B, ...]: the same score where clean and noise belong together."""
+    return (over(level.alpha, noisy) * clean - noisy) / over(level.sigma, noisy) ** 2
+
+
+def pair_of(score: jax.Array, noisy: jax.Array, level: Level) -> tuple[jax.Array, jax.Array]:
+    """(clean, noise) from a score, all [B, ...]: ((noisy + sigma^2 score) / alpha, -sigma score). Needs alpha above 0."""
+    alpha, sigma = over(level.alpha, noisy), over(level.sigma, noisy)
+    return (noisy + sigma**2 * score) / alpha, -sigma * score

@@ -1,0 +1,195 @@
+"""How samples are made: from a sampling section, {"sampler", "grid", "steps", "guidance", "threshold"}, to what is run."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax.core.choose import choose, nearest
+from ldm_jax.core.errors import UserError
+from ldm_jax.core.types import struct
+from ldm_jax.diffusion import guiding
+from ldm_jax.diffusion.grids import GRIDS
+from ldm_jax.diffusion.guidance import OFF, Guided, Labelled, Limited
+from ldm_jax.diffusion.limits import THRESHOLDS, Unlimited
+from ldm_jax.diffusion.methods import METHODS
+from ldm_jax.diffusion.prediction import denoiser
+from ldm_jax.diffusion.sample import advance, at, start, trajectory
+from ldm_jax.diffusion.samplers import SAMPLERS, table_for
+from ldm_jax.diffusion.table import Table, with_guidance
+from ldm_jax.models.autoencoder import AUTOENCODERS
+
+KEYS = ("sampler", "grid", "steps", "guidance", "threshold")
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkCall:
+    """A U-Net as the diffusion side calls it; equal networks share compiled programs. identity: see `UNet.__call__`."""
+
+    network: Any
+    identity: tuple[str, ...] = ()
+
+    def __call__(self, params, noisy, time, condition):
+        return self.network.apply({"params": params["network"]}, noisy, time, condition, identity=self.identity)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogProbability:
+    """A classifier of noisy latents as guidance calls it: log p(label | noisy) [B]."""
+
+    network: Any
+
+    def __call__(self, params, noisy, time, label):
+        logits = self.network.apply({"params": params["network"]}, noisy, time)
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)[:, 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a way is made from: the model's own choices, and the callable of its guide (a denoiser, or log_probability)."""
+
+    schedule: Any
+    time_input: Any
+    prediction: Any = None
+    network: Any = None
+    pixels: bool = False
+    guide: Callable | None = None
+
+    def denoise(self, identity: tuple[str, ...] = ()):
+        """The model as denoise(params, noisy, level, time, condition).
+
+        Raises:
+          UserError: a place without self-attention, for networks that know theirs.
+        """
+        for place in set(identity) - set(self.network.places if self.network is not None else identity):
+            raise UserError(f"guidance: places={identity}: this network has self-attention in "
+                            f"{nearest(place, self.network.places) or 'no place'}")
+        return denoiser(NetworkCall(self.network, tuple(identity)), self.prediction)
+
+
+def parts_of(experiment, guide=None) -> Parts:
+    """The parts of an experiment of task "diffusion", and those of its guide's experiment."""
+    objective, call = experiment.objective, None
+    if guide is not None:
+        call = LogProbability(guide.network) if guide.task == "classifier" else parts_of(guide).denoise()
+    pixels = isinstance(experiment.autoencoder, AUTOENCODERS["identity"])
+    return Parts(objective.schedule, objective.time_input, objective.prediction, experiment.network, pixels, call)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Way:
+    """A section made: a table with its guidance columns in it, or a method and its `weights`, one column of the grid's levels a term;
+
+    and the guidance, as a program and as it was chosen.
+    """
+
+    table: Table | None
+    method: Any
+    weights: tuple
+    guidance: Any
+    choice: Any
+
+    @property
+    def guided(self) -> bool:
+        """Whether the guidance is on, at any row."""
+        return self.choice.program is not OFF
+
+    @property
+    def needs_null(self) -> bool:
+        return self.guided and "null" in self.choice.needs
+
+    @property
+    def needs_guide(self) -> bool:
+        return self.guided and "guide" in self.choice.needs
+
+    def told(self, given, null=None, guide=None):
+        """The condition that the guidance takes: of what is given, the null or negative, and what the guide is told (or labels)."""
+        if self.needs_guide and not isinstance(self.choice, guiding.ByClassifier):
+            return Guided(given, guide)
+        given = Guided(given, null) if self.needs_null else given
+        return Labelled(given, guide) if self.needs_guide else given
+
+
+def way_of(parts: Parts, section: Mapping, strength: float = 1.0) -> Way:
+    """Makes a sampling section. A section without a threshold has none.
+
+    Args:
+      strength: of image-to-image, the share of the steps that is run.
+
+    Raises:
+      UserError: unknown names, stale keys, numbers out of range, or what the model or its guide cannot do.
+    """
+    choice = guiding.choice(section["guidance"], "guidance", prediction=parts.prediction, guide=parts.guide, perturbed=parts.denoise)
+    program = _limited(parts, choice.program, section.get("threshold", "none"))
+    sampler = _section(section["sampler"])
+    name = sampler.get("name")
+    if not isinstance(name, str) or name not in SAMPLERS | METHODS:
+        raise UserError(f"sampler.name={name!r}: expected one of {nearest(name, SAMPLERS | METHODS)}")
+    if name in METHODS:
+        if strength != 1:
+            raise UserError(f"strength={strength}: '{name}' has no rows to leave out; image-to-image takes a sampler of a table, as ddim")
+        path = choose(GRIDS, _section(section["grid"]), "grid", schedule=parts.schedule, steps=section["steps"])
+        method = choose(METHODS, sampler, "sampler", schedule=parts.schedule, steps=section["steps"], grid=_section(section["grid"]),
+                        time_input=parts.time_input)
+        return Way(None, method, choice.columns(path.ratios[:-1]), program, choice)
+    table = table_for(parts.schedule, section["steps"], sampler, section["grid"], time_input=parts.time_input, strength=strength)
+    with np.errstate(divide="ignore"):
+        columns = choice.columns(table.level[:, 1] / table.level[:, 0])
+    return Way(with_guidance(table, *columns), None, (), program, choice)
+
+
+def _limited(parts: Parts, program, threshold):
+    limit = choose(THRESHOLDS, _section(threshold), "threshold")
+    if isinstance(limit, Unlimited):
+        return program
+    if not parts.pixels:
+        raise UserError(f"threshold={_section(threshold)['name']}: the latents of a first stage have no range to keep to; "
+                        "thresholds are for diffusion in pixels (first_stage=pixels): write none")
+    return Limited(program, limit)
+
+
+def _section(value) -> Mapping:
+    return {"name": value} if isinstance(value, str) or not isinstance(value, Mapping) else value
+
+
+@struct
+class Inputs:
+    """What a batch is made of, each [B, ...]: told (see `Way.told`); latents `clean` to start from and `keep`, 1 where they stay; or
+
+    the noise itself to start from.
+    """
+
+    told: Any
+    clean: Any = None
+    keep: Any = None
+    noise: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """callback(row, rows, latents [B, h, w, c] on the device), after every `every` rows and the last."""
+
+    every: int
+    callback: Callable
+
+
+def generate(experiment, way: Way, params, inputs: Inputs, keys: jax.Array, watch: Watch | None = None) -> jax.Array:
+    """Sampled latents [B, h, w, c] in units.
+
+    Args:
+      params: of the model, or {"model", "guide"} where the way needs a guide.
+      keys: one an image, [B].
+    """
+    denoise, shape = parts_of(experiment).denoise(), experiment.latent_shape
+    if way.method is not None:
+        return way.method.sample(denoise, params, shape, keys, inputs.told, way.guidance, way.weights)
+    state = start(way.table, keys, shape, inputs.clean, inputs.keep) if inputs.noise is None else at(inputs.noise, keys)
+    if watch is None:
+        return advance(denoise, params, way.table, state, inputs.told, way.guidance).x
+    after = state
+    for after in trajectory(denoise, params, way.table, state, inputs.told, way.guidance, watch.every):
+        watch.callback(after.row, way.table.rows, after.x)
+    return after.x
