@@ -14,8 +14,6 @@ def psi(k: int, h: float) -> float:
     equation 3.4 and appendix B). psi_1 = 1 - e^(-h), psi_(k+1) = 1/k! - psi_k / h; below |h| = 1 by its series, as the
     recurrence loses digits there (at h = 0.001, all of psi_3's but 7).
     """
-    if math.isinf(h):
-        return 1 / math.factorial(k - 1)
     if abs(h) < 1:
         return h * math.fsum((-h) ** m / math.factorial(m + k) for m in range(SERIES_TERMS))
     value = -math.expm1(-h)
