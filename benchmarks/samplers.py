@@ -16,8 +16,9 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from ldm_jax.core.errors import UserError  # noqa: E402
-from ldm_jax.describe import options  # noqa: E402
+from ldm_jax.describe import method, options  # noqa: E402
 from ldm_jax.diffusion.grids import log_snr  # noqa: E402
+from ldm_jax.diffusion.methods import METHODS  # noqa: E402
 from ldm_jax.diffusion.path import Path  # noqa: E402
 from ldm_jax.diffusion.samplers import ABOUT, SAMPLERS  # noqa: E402
 from ldm_jax.diffusion.schedule import scaled_linear  # noqa: E402
@@ -215,7 +216,28 @@ def row(name: str, measured: str) -> str:
     return f"| {name} | {about.evaluations:g} | {measured} | {'yes' if about.noisy else 'no'} | {told} | {paper} | {about.equals} |"
 
 
+METHODS_PAGE = """
+Methods that no table of rows can say, with their defaults at 100 steps:
+
+| method | evaluations | options | paper |
+|---|---|---|---|
+"""
+
+
+def method_row(name: str) -> str:
+    """One line of the second table."""
+    _, evaluations, paper = method(name)
+    told = ", ".join(f"`{option}`" for option in options(METHODS[name]).replace("|", "/").split("  ") if option)
+    return f"| {name} | {evaluations} | {told} | [{paper}](https://arxiv.org/abs/{paper}) |"
+
+
+def page(measured: dict[str, str]) -> str:
+    """docs/samplers.md, with the measured orders."""
+    return PAGE + "".join(row(name, told) + "\n" for name, told in measured.items()) + METHODS_PAGE + "".join(
+        method_row(name) + "\n" for name in METHODS)
+
+
 if __name__ == "__main__":
-    (DOCS / "samplers.md").write_text(PAGE + "".join(row(name, f"{order(name):.2f}") + "\n" for name in ABOUT))
+    (DOCS / "samplers.md").write_text(page({name: f"{order(name):.2f}" for name in ABOUT}))
     picture(DOCS / "samplers.png")
     print(DOCS / "samplers.md", DOCS / "samplers.png")

@@ -146,6 +146,8 @@ def check_guide(model, guide) -> None:
 
 def _check_alone(asked: Asked, way: Way) -> None:
     """Raises UserError for wishes without what they belong to."""
+    if asked.every < 1:
+        raise UserError(f"every={asked.every}: expected at least 1 evaluation between two calls")
     if asked.init is None and (asked.strength is not None or asked.mask is not None):
         raise UserError(f"{'strength' if asked.strength is not None else 'mask'}: there is no image to start from; give init too")
     if asked.init is not None and asked.strength is None and asked.mask is None:
@@ -154,6 +156,10 @@ def _check_alone(asked: Asked, way: Way) -> None:
         raise UserError("noise and init: a sample starts from one of them")
     if asked.guide_condition is not None and asked.guide is None:
         raise UserError("guide_condition: there is no guide to be told it")
+    for name in ("init", "noise", "callback"):
+        if way.method is not None and getattr(asked, name) is not None:
+            raise UserError(f"{name}: this sampler has no rows, it starts from its own noise and is not watched; take a sampler of a "
+                            "table, as ddim")
     if asked.negative is not None and not way.needs_null:
         raise UserError("negative: without classifier-free guidance nothing steps away from it; set guidance above 1")
 

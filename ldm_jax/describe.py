@@ -1,6 +1,8 @@
 """Pages for people: what a config would train (`dry_run`), what a checkpoint holds (`page`), what there is to sample with (`samplers`)."""
 
 import datetime
+import re
+import sys
 import typing
 from collections.abc import Callable, Mapping
 
@@ -13,7 +15,9 @@ from ldm_jax.core.choose import takes
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key
 from ldm_jax.core.trees import paths
+from ldm_jax.diffusion.methods import METHODS
 from ldm_jax.diffusion.samplers import ABOUT, SAMPLERS
+from ldm_jax.diffusion.schedule import scaled_linear
 from ldm_jax.loading import Opened
 from ldm_jax.train import sharding
 from ldm_jax.train.state import State, abstract_state
@@ -128,8 +132,15 @@ def samplers() -> str:
     for name, about in ABOUT.items():
         noise = "yes" if about.noisy else "no"
         rows.append((name, f"{about.evaluations:g}", f"{about.order:g}", noise, about.paper, options(SAMPLERS[name])))
+    rows += [(name, evaluations, "", "yes", paper, options(METHODS[name])) for name, evaluations, paper in map(method, METHODS)]
     widths = [max(len(row[k]) for row in rows) for k in range(5)] + [0]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def method(name: str) -> tuple[str, str, str]:
+    """(name, evaluations a step with its defaults at 100 steps, paper) of a method that no table can say."""
+    evaluations = METHODS[name](schedule=scaled_linear(), steps=100).evaluations / 100
+    return name, f"{evaluations:g}", re.search(r"arXiv (\d{4}\.\d{5})", sys.modules[METHODS[name].__module__].__doc__).group(1)
 
 
 def options(function: Callable) -> str:

@@ -185,9 +185,6 @@ def generate(experiment, way: Way, params, inputs: Inputs, keys: jax.Array, watc
     """
     denoise, shape = parts_of(experiment).denoise(), experiment.latent_shape
     if way.method is not None:
-        if watch is not None or any(x is not None for x in (inputs.clean, inputs.keep, inputs.noise)):
-            raise UserError("sampler: a method without rows starts from noise and is not watched; for init, mask, noise and callback take "
-                            "a sampler of a table, as ddim")
         return way.method.sample(denoise, params, shape, keys, inputs.told, way.guidance, way.weights)
     state = start(way.table, keys, shape, inputs.clean, inputs.keep) if inputs.noise is None else at(inputs.noise, keys)
     if watch is None:

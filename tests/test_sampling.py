@@ -215,6 +215,21 @@ def test_wishes_that_cannot_be_fulfilled_get_a_line(asked, says, folder, model, 
         model.sample(told, seeds=SEEDS, steps=asked.pop("steps", 3), **asked)
 
 
+def test_a_method_beside_the_table(model, told):
+    """Catches a method that is not found by its name, whose guidance is not that of its levels, or that ignores where to start."""
+    method = {"sampler": {"name": "predictor_corrector", "predictor": "ancestral", "corrections": 0}, "steps": 3}
+    plain = model.sample(told, seeds=SEEDS, guidance=1.0, **method)
+    assert apart(plain, model.sample(told, seeds=SEEDS, guidance=1.0, sampler="ddpm", steps=3)) > 1, "other draws"
+    section = {"name": "classifier_free", "weight": 3.0}
+    guided = model.sample(told, seeds=SEEDS, guidance=section, **method)
+    assert apart(guided, plain) > 1 and apart(guided, model.sample(told, seeds=SEEDS, guidance=3.0, **method)) <= 1
+    never = model.sample(told, seeds=SEEDS, guidance=section | {"low": 1e6}, **method)
+    assert apart(never, plain) <= 1
+    for asked in ({"init": DIGITS, "strength": 0.5}, {"init": DIGITS, "mask": MASK}, {"callback": print}):
+        with pytest.raises(UserError, match="a sampler of a table, as ddim"):
+            model.sample(told, seeds=SEEDS, **asked, **method)
+
+
 def test_guidance_needs_a_null(pixels):
     """Catches two evaluations of one thing: a model that was never told anything has nothing to step away from."""
     with pytest.raises(UserError, match="it knows no null to step away from; set guidance=1"):

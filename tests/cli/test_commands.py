@@ -61,15 +61,17 @@ def test_flags_are_settled_before_anything_heavy_is_imported(name, flag):
 
 def test_the_page_of_samplers(command):
     """Catches a sampler without its page's line, a default that is not told, and a page that needs a model."""
+    from ldm_jax.diffusion.methods import METHODS
     from ldm_jax.diffusion.samplers import ABOUT, SAMPLERS
 
     done = command("-m", "ldm_jax.cli.inspect", "samplers")
     lines = {line.split()[0]: line for line in done.out.splitlines()}
-    assert done.code == 0 and not done.err and set(lines) - {"sampler"} == set(SAMPLERS) == set(ABOUT)
+    assert done.code == 0 and not done.err and set(lines) - {"sampler"} == {*SAMPLERS, *METHODS} and set(SAMPLERS) == set(ABOUT)
     assert max(map(len, done.out.splitlines())) <= 140
     assert lines["ddim"].split() == ["ddim", "1", "1", "no", "2010.02502", "eta=0"]
     assert lines["heun"].split() == ["heun", "2", "2", "no", "2206.00364", "form=ratio|flow"]
     assert "churn=40" in lines["edm"] and " yes " in lines["edm"]
+    assert lines["annealed_langevin"].split()[1:4] == ["5.01", "yes", "1907.05600"] and "inner=5" in lines["annealed_langevin"]
 
 
 @pytest.mark.parametrize("arguments, words", [([], "--model is missing"), (["sampler"], "'sampler': the first argument is one of samplers"),

@@ -4,12 +4,15 @@ Each test states the fault as it was measured with 0.42.1. One that a later rele
 "theirs": then the test becomes a comparison.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from ldm_jax.diffusion.inversion import inversion_table
 from ldm_jax.diffusion.samplers import table_for
 from ldm_jax.diffusion.table import run_on_host
-from tests.diffusion.peers import BETAS, SD, of, theirs
+from tests.diffusion.peers import BETAS, KINDS, SD, START, close, denoise, of, theirs
 
 pytestmark = [pytest.mark.filterwarnings("ignore:__array"),  # diffusers' own, of numpy 2
               pytest.mark.filterwarnings("ignore:invalid value")]
@@ -79,6 +82,23 @@ def test_ddim_and_pndm_step_by_a_fixed_number_of_times():
         assert wrong_by(peer) > 0.5, "theirs"
 
 
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_inversion_feeds_the_time_that_it_goes_to(kind, spacing):
+    """DDIMInverse gives the network the point of one level and the time of the next. Fed the same, ours is theirs; fed the point's
+    own time, as it should be, the noise of a denoiser that always says 0 stays that of the level, and theirs does not."""
+    config = dict(CONFIG, timestep_spacing=spacing, prediction_type=kind, set_alpha_to_one=False)
+    table = inversion_table(SD, 10, spacing)
+    late = dataclasses.replace(table, time=np.append(table.time[1:], 999 if spacing == "trailing" else 901))
+    close(run_on_host(late, denoise(KINDS[kind]), START), theirs("DDIMInverse", config, 10), 1e-9)
+    x = MANY[0] * table.level[0, 1]
+    ours = run_on_host(table, on_our_side(nothing), x).std() / table.reach[-1, 1]
+    peer = theirs("DDIMInverse", dict(config, prediction_type="epsilon"), 10, x=x, network=nothing).std() / table.reach[-1, 1]
+    print(f"noise over the level's: theirs {peer:.3f}, ours {ours:.4f}")
+    assert abs(ours - 1) < 0.02
+    assert abs(peer - 1) > 0.1, "theirs"
+
+
 def test_euler_adds_churn_after_the_evaluation():
     """Karras' algorithm 2 adds the noise first and evaluates at the raised sigma; theirs evaluates first and then adds it."""
     x = MANY[0] * level(999).sigma
@@ -94,7 +114,7 @@ def test_euler_adds_churn_after_the_evaluation():
     ours = []
     run_on_host(table, watched, x * table.level[0, 1] / level(999).sigma, MANY[1:table.rows + 1])
     print(f"theirs wrong by {wrong_by(peer):.2f}, ours {wrong_by(np.asarray(ours)):.4f}")
-    assert wrong_by(np.asarray(ours)) < 0.03
+    assert wrong_by(np.asarray(ours)) < 0.03 and np.all(table.u[1:-3:2, 6] > 0)  # each step's second row adds the next one's
     assert wrong_by(peer) > 0.3, "theirs"
 
 
