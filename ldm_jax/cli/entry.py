@@ -124,7 +124,7 @@ def help_page(about: str) -> str:
     lines = [about.strip(), ""]
     for flag in [*ours, *sorted(shared, key=lambda flag: flag.name == "debug")]:
         default = "" if flag.boolean or flag.default in (None, "") else f" [{flag.default}]"
-        lines.append(f"  --{flag.name:<14}{flag.help}{default}")
+        lines.append(f"  --{flag.name + ' ':<14}{flag.help}{default}")
     return "\n".join(lines)
 
 
