@@ -86,7 +86,9 @@ class Request:
             if not self.labels:
                 raise UserError("--guide is a classifier, and guides to a class: say which, as --labels=0-9")
             return self.label_of_each
-        return self.guide.condition(self.label_of_each) if self.labels and self.guide.experiment.task == "diffusion" else None
+        if self.guide.experiment.task != "diffusion":
+            return None  # told when the guide is looked at
+        return self.guide.condition(self.label_of_each if "label" in self.guide.experiment.conditioner.fields else None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import ldm_jax as ldm
-from ldm_jax import output
+from ldm_jax import launch, output
 from ldm_jax.asked import keep_of
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.digits import Digits
 from ldm_jax.diffusion.sample import image_keys, start
-from ldm_jax.ops.images import write_png
+from ldm_jax.ops.images import to_uint8, write_png
 from ldm_jax.sampling import parts_of, way_of
 from tests.untrained import save_untrained
 
@@ -228,6 +228,13 @@ def test_a_method_beside_the_table(model, told):
     for asked in ({"init": DIGITS, "strength": 0.5}, {"init": DIGITS, "mask": MASK}, {"callback": print}):
         with pytest.raises(UserError, match="a sampler of a table, as ddim"):
             model.sample(told, seeds=SEEDS, **asked, **method)
+
+
+def test_a_preview_is_what_sample_gives(model):
+    """Catches previews of training with another guidance, null or seed than `sample.py --seed=0` would have."""
+    batch = {"image": np.zeros((2, 32, 32, 1), np.float32), "label": np.asarray([3, 4])}
+    images = launch.preview_samples(model.experiment, model.params, {"first_stage": model.first_params}, batch, None)
+    assert apart(to_uint8(images), model.sample(model.condition([3, 4]), seeds=[0, 1])) <= 1
 
 
 def test_guidance_needs_a_null(pixels):

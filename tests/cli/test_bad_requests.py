@@ -38,7 +38,7 @@ SAMPLE = {  # refused by the model
     "no steps": (["--steps=0"], ["steps=0: expected a whole number, at least 1"]),
     "more steps than times": (["--steps=1001"], ["give at most 1000"]),
     "guidance nan": (["--guidance=nan"], ["weight nan is not finite"]),
-    "unknown sampler": (["--sampler=ddmi"], ["sampler.name='ddmi': expected one of ddpm, ddim, edm, dpm_2"]),
+    "unknown sampler": (["--sampler=ddmi"], ["sampler.name='ddmi': expected one of ddpm, ddim, "]),
     "stale key of a sampler": (['--sampler={"name":"heun","eta":1}'], ["'heun' does not take eta", '--sampler=\'{"name":"heun"}\'']),
     "unknown guidance": (['--guidance={"name":"cfg"}'], ["guidance.name='cfg': expected one of"]),
     "negative labels at guidance 1": (["--labels=1", "--negative_labels=2", "--guidance=1"], ["negative: without classifier-free"]),
