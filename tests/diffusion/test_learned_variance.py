@@ -21,11 +21,11 @@ TRACES = []
 
 
 def network(params, noisy, time, condition):
-    """Noise, then the fraction, nonlinear in both the point and the time; counts its traces."""
+    """Noise, then the fraction, nonlinear in the point, the time and the condition; counts its traces."""
     TRACES.append(noisy.shape[0])
     shift = 0.0 if condition is None else condition.vector[:, None, None, :]
     noise = jnp.tanh(params["a"] * noisy + 1e-3 * time[:, None, None, None] - 0.3 + shift)
-    return jnp.concatenate([noise, jnp.sin(2 * noisy + params["b"])], -1)
+    return jnp.concatenate([noise, jnp.sin(2 * noisy + params["b"] + shift)], -1)
 
 
 DENOISE = RangeDenoiser(network, PREDICTIONS["noise"]())
