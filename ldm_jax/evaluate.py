@@ -163,8 +163,8 @@ def sweep(model: Model, request: Request, scales: Sequence[float], guide: Model 
         return model.sample(condition, seeds=request.seeds, batch_size=request.batch_size, progress=told,
                             **dict(request.sampling) | {"guidance": scale} | _guided_by(guide, scale, labels))
 
-    settings = _settings(model, request)
-    settings |= {"guidance": "by row"} if guide is None else {"guide": f"{guide.experiment.task} {guide.digest[:12]}"}
+    settings = _settings(model, request) | {"guidance": "by row"}
+    settings |= {} if guide is None else {"guide": f"{guide.experiment.task} {guide.digest[:12]}"}
     return EVALS["sweep"](sample, scales, labels, (train.images, train.labels), (held_out.images, held_out.labels), settings=settings)
 
 
