@@ -110,6 +110,7 @@ def test_inversion_brings_the_image_back(model, told):
     error, other = (np.abs(model.sample(told, seeds=SEEDS, **way, **start) - wanted).mean() for start in ({"noise": noise}, {}))
     print(f"mean {error:.2f} levels away, {other:.1f} from another noise")
     assert error < 0.2 * other
+    assert np.abs(noise - model.invert(DIGITS, steps=100)).max() > 1e-3, "the condition is not read"
 
 
 def test_what_equals_no_guidance(model, weaker, told):
@@ -121,6 +122,7 @@ def test_what_equals_no_guidance(model, weaker, told):
     for name, asked in same.items():
         assert apart(model.sample(told, seeds=SEEDS, **asked, **FEW), plain) <= 1, name
     other = [model.sample(told, seeds=SEEDS, **asked, **FEW) for asked in (
+        {"guide": weaker, "guide_condition": told, "guidance": 3.0},
         {"guide": weaker, "guide_condition": weaker.condition([1, 2, 3]), "guidance": 3.0}, {"guidance": 3.0},
         {"negative": model.condition([4]), "guidance": 3.0}, {"guidance": {"name": "perturbed", "weight": 3.0}},
         {"guidance": {"name": "classifier_free", "weight": 3.0, "rescale": 0.7, "high": 2.0, "ramp": "linear"}})]

@@ -49,6 +49,15 @@ def test_places_of_a_network(attention):
     for i, image in enumerate(images):
         for other in images[:i]:
             assert np.abs(image - other).max() > 1e-4
+    named = network.places
+
+    def parts(places):
+        found = network.apply({"params": params}, x, time, told, identity=places, capture_intermediates=lambda m, _: m.name in named)
+        return [jax.tree.leaves(found[1]["intermediates"][name]) for name in named]
+
+    for i, place in enumerate(network.places):  # what comes before a disturbed place does not notice it
+        for before, same in zip(parts((place,))[:i], parts(())):
+            np.testing.assert_array_equal(before[0], same[0])
     if attention == "transformer":
         other = Condition(tokens=told.tokens + 1.0)
         assert np.abs(run(network.places) - run(network.places, other)).max() > 1e-4, "tokens are not read any more"
