@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.core.choose import choose
@@ -31,7 +32,7 @@ class Ladder:
 
     def at(self, i, batch: int):
         """(level, time [batch], guidance weights [G]) of level i."""
-        return Level(self.alpha[i], self.sigma[i]), jax.numpy.full((batch,), self.time[i]), self.guidance[i]
+        return Level(self.alpha[i], self.sigma[i]), jnp.full((batch,), self.time[i]), self.guidance[i]
 
 
 def path_of(schedule, steps: int, grid, time_input) -> Path:
@@ -85,7 +86,7 @@ def draw(keys: jax.Array, purpose: str, shape: tuple[int, ...], level=None, inne
 
 def check_keys(keys: jax.Array) -> None:
     """Raises UserError for keys that are not one axis of typed keys."""
-    if not jax.numpy.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.ndim != 1:
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.ndim != 1:
         raise UserError(f"keys: expected one typed key per image [B] (see image_keys), got {keys.dtype} {list(keys.shape)}")
 
 

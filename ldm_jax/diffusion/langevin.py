@@ -53,8 +53,8 @@ class AnnealedLangevin:
 
     Args:
       schedule, steps, grid, time_input: as in `samplers.table_for`; `steps` is the number of levels.
-      final: end with the denoiser at the lowest level, one evaluation more (arXiv 2006.09011, section 3.4 of the appendix
-        of arXiv 2011.13456); otherwise x / alpha as it stands, with the lowest level's noise in it.
+      final: end with the denoiser at the lowest level, one evaluation more (arXiv 2006.09011, algorithm 1); otherwise
+        x / alpha as it stands, with the lowest level's noise in it.
 
     Raises:
       UserError: numbers out of range, a ladder of one level without a step, a path that starts in pure noise.

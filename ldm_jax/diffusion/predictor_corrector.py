@@ -27,7 +27,7 @@ Weights = tuple[float, float, float, float]
 
 
 def reverse_diffusion(level, reach) -> Weights:
-    """(2 - a/b) x + v score + sqrt(v) z (equation 46: the forward step's discretisation, turned around)."""
+    """(2 - a/b) x + v score + sqrt(v) z (appendix E: the forward step's discretisation, turned around)."""
     (a, s), (b, t) = level, reach
     v = s**2 - (a * t / b) ** 2
     return 2 - a / b, 0.0, -v / s, math.sqrt(v)
@@ -44,7 +44,7 @@ def ancestral(level, reach) -> Weights:
 
 
 def probability_flow(level, reach) -> Weights:
-    """(2 - a/b) x + v/2 score, without noise (equation 47)."""
+    """(2 - a/b) x + v/2 score, without noise (equation 13, discretised like the other)."""
     (a, s), (b, t) = level, reach
     v = s**2 - (a * t / b) ** 2
     return 2 - a / b, 0.0, -v / (2 * s), 0.0
@@ -86,10 +86,9 @@ class PredictorCorrector:
         if not (math.isfinite(self.snr) and 0 < self.snr < 1):
             raise UserError(f"predictor_corrector: snr={self.snr}: expected a number between 0 and 1 (published: 0.01 to 0.2)")
         path = ladders.path_of(self.schedule, self.steps, self.grid, self.time_input)
-        if self.predictor != "ancestral":
-            if path.alpha[0] == 0:
-                raise UserError(f"predictor_corrector: the path starts in pure noise (alpha = 0), which {self.predictor} discretises "
-                                "badly; choose predictor='ancestral'")
+        if self.predictor != "ancestral" and path.alpha[0] == 0:
+            raise UserError(f"predictor_corrector: the path starts in pure noise (alpha = 0), which {self.predictor} discretises badly; "
+                            "choose predictor='ancestral'")
         object.__setattr__(self, "path", path)
 
     @property
