@@ -5,7 +5,7 @@ import pytest
 
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.continuous import Flow
-from ldm_jax.diffusion.grids import linspace, trailing
+from ldm_jax.diffusion.grids import karras, linspace, trailing
 from ldm_jax.diffusion.path import Path
 from ldm_jax.diffusion.schedule import scaled_linear
 from ldm_jax.diffusion.table import run_on_host
@@ -142,3 +142,50 @@ def test_churn_raises_each_level_and_never_above_the_first(even_path):
     wanted = np.where(inside, np.minimum(ratio * np.sqrt(2), ratio[0]), ratio)
     np.testing.assert_allclose(opened[:, 1] / opened[:, 0], wanted, rtol=1e-12)
     assert inside.sum() > 2 and (table.u[:, 6] > 0).sum() == inside.sum()
+
+
+def churned_heun(path, x, draws, churn=40.0, low=0.05, high=50.0, noise=1.003):
+    """(x, kinds of the steps): k-diffusion's sample_heun (arXiv 2206.00364, algorithm 2), on x / alpha, from x at the path's begin.
+
+    Two things are ours: no noise is added before the first step, and no raised level exceeds the first one, because the
+    schedule might not reach it. From pure noise (alpha 0, no sigma/alpha) the first step is Euler's. The noise of a step is the
+    draw of the row before it.
+    """
+    def estimates(y, ratio):
+        (a, s), _ = path.between(ratio)
+        return MIXTURE.denoise(a * y, a, s)
+
+    sigmas, last, row, first, kinds = path.ratios, len(path.time) - 1, 0, 0, set()
+    if path.alpha[0] == 0:
+        clean, e = MIXTURE.denoise(x, *path.begin)
+        y, row, first = clean + sigmas[1] * e, 1, 1
+    else:
+        y = x / path.alpha[0]
+    for i in range(first, last):
+        gamma = min(churn / last, 2**0.5 - 1) if low <= sigmas[i] <= high and i > 0 else 0.0
+        raised = min(sigmas[i] * (1 + gamma), sigmas[0])
+        kinds.add("still" if raised == sigmas[i] else "capped" if raised == sigmas[0] else "raised")
+        if gamma > 0:
+            y = y + draws[row - 1] * noise * (raised**2 - sigmas[i] ** 2) ** 0.5
+        d = (y - estimates(y, raised)[0]) / raised
+        euler = y + (sigmas[i + 1] - raised) * d
+        if sigmas[i + 1] > 0:
+            d2 = (euler - estimates(euler, sigmas[i + 1])[0]) / sigmas[i + 1]
+            euler = y + (sigmas[i + 1] - raised) * (d + d2) / 2
+        y, row = euler, row + 2
+    return path.alpha[-1] * y, kinds
+
+
+@pytest.mark.parametrize("make, options, kinds", [
+    (lambda: karras(SD, 14), {}, {"still", "raised", "capped"}),
+    (lambda: karras(SD, 18), {"churn": 4.0}, {"still", "raised"}),
+    (lambda: trailing(SD, 12, end="lowest"), {"churn": 30.0, "low": 0.2, "high": 3.0, "noise": 1.1}, {"still", "raised"}),
+    (lambda: trailing(Flow(), 8), {"churn": 2.0, "low": 0.0}, {"raised"})], ids=["published", "gentle", "inside", "flow"])
+def test_edm_is_the_published_loop(make, options, kinds):
+    """Catches churn divided by another count, noise of deviation raised - sigma, the added noise not multiplied by `noise`, the
+    first slope of a step kept from the level before it was raised, and noise added after the step that it belongs before."""
+    path, rng = make(), np.random.default_rng(5)
+    x, draws = rng.standard_normal(11), rng.standard_normal((100, 11))
+    wanted, seen = churned_heun(path, x, draws, **options)
+    assert seen == kinds
+    np.testing.assert_allclose(run_on_host(samplers.edm(path, **options), MIXTURE.denoise, x, draws), wanted, atol=1e-11)
