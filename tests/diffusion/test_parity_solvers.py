@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.diffusion.grids import karras
+from ldm_jax.diffusion.limits import Clip, Dynamic
 from tests.diffusion.peers import BETAS, SD, agree
 
 pytestmark = [pytest.mark.filterwarnings("ignore:__array"),  # diffusers' own, of numpy 2
@@ -103,6 +104,35 @@ def test_singlestep_of_full_order_to_the_end(form):
 def test_lms_orders(order):
     """Catches the integral of another Lagrange polynomial, and a history that shifts too early."""
     agree("LMS", CONFIG, {"name": "lms", "order": order}, "trailing", order=order)
+
+
+DYNAMIC = {"thresholding": True, "dynamic_thresholding_ratio": 0.995}  # with diffusers' default for the largest bound, 1
+
+
+@pytest.mark.parametrize("name, sampler, config, limit, own", [
+    ("DDPM", "ddpm", {"clip_sample": True}, Clip(), {}),
+    ("DDPM", {"name": "ddpm", "variance": "large"}, {"clip_sample": True, "clip_sample_range": 0.5, "variance_type": "fixed_large"},
+     Clip(0.5), {}),
+    ("DDPM", "ddpm", DYNAMIC, Dynamic(most=1.0), {}),
+    ("DDIM", "ddim", {"clip_sample": True}, Clip(noise="raw"), {}),
+    ("DDIM", {"name": "ddim", "eta": 0.5}, {"clip_sample": True}, Clip(noise="raw"), {"eta": 0.5}),
+    ("DDIM", "ddim", {"clip_sample": True}, Clip(), {"use_clipped_model_output": True}),
+    ("DDIM", "ddim", DYNAMIC, Dynamic(most=1.0, noise="raw"), {}),
+    ("DDIM", "ddim", dict(DYNAMIC, sample_max_value=2.5), Dynamic(most=2.5, noise="raw"), {}),
+    ("DDIM", {"name": "ddim", "eta": 0.5}, dict(DYNAMIC, sample_max_value=2.5), Dynamic(most=2.5),
+     {"eta": 0.5, "use_clipped_model_output": True}),
+    ("DPMSolverMultistep", {"name": "dpmpp_2m", "lower_final": True}, dict(DYNAMIC, sample_max_value=2.5), Dynamic(most=2.5), {}),
+    ("DPMSolverMultistep", {"name": "dpmpp_2m", "form": "heun", "lower_final": True}, dict(DYNAMIC, solver_type="heun"),
+     Dynamic(most=1.0), {})], ids=str)
+def test_limits(name, sampler, config, limit, own):
+    """Catches noise left raw where the scheduler recomputes it and the other way round, a limit in front of the history and not in
+    it, and a bound that is not the one asked for. Clipping is what DDPM and DDIM do by default."""
+    config = dict(CONFIG, steps_offset=0, **config) | ({"timestep_spacing": "leading"} if name == "DDPM" else {})
+    grid = {"name": "leading", "offset": 0} if name == "DDPM" else "trailing"
+    limited = agree(name, config, sampler, grid, limit=limit, **own)
+    with pytest.raises(AssertionError):
+        agree(name, config, sampler, grid, **own)
+    assert np.abs(limited).max() <= (limit.limit if isinstance(limit, Clip) else 1.0) + 1e-9
 
 
 def test_steps_differ_enough_to_tell():
