@@ -217,7 +217,7 @@ def test_unipc_bh1_to_sigma_zero():
     peer = theirs("UniPC", dict(CONFIG, solver_type="bh1", timestep_spacing="trailing"), 10, network=network("theirs"))
     ours = run_on_host(table_for(SD, 10, {"name": "unipc", "form": "bh1"}), on_our_side(network("ours")), START)
     close(np.stack(asked["ours"]), np.stack(asked["theirs"]), 1e-9)
-    close(ours, on_our_side(gaussian)(asked["theirs"][-1], *level(99), 99)[0], 1e-9)
+    close(ours, on_our_side(gaussian)(asked["theirs"][-1], level(99).alpha, level(99).sigma, 99)[0], 1e-9)
     assert np.isnan(peer).all(), "theirs"
 
 
