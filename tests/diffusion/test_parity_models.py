@@ -54,7 +54,7 @@ def test_formulas(model, name, steps):
 
 def network(params, noisy, time, condition):
     """The toy in float32."""
-    return jnp.tanh(0.9 * noisy + 8e-4 * time[:, None]) + 0.1 * jnp.sin(3 * noisy)
+    return jnp.tanh(0.9 * noisy + 8e-4 * time[:, None, None]) + 0.1 * jnp.sin(3 * noisy)
 
 
 def toy32(x, time):
