@@ -156,7 +156,7 @@ def agree(name, config, sampler, grid, steps=10, schedule=SD, prediction=None, t
           draws=DRAWS, limit=UNLIMITED, **own) -> np.ndarray:
     """Asserts that our table and the scheduler give the same point: to 1e-9 by its formulas, to `shipped` as it is shipped.
 
-    sampler, grid: what a user writes. Returns our point.
+    sampler, grid: what a user writes; limit: on our estimates, from limits.py. Returns our point.
     """
     table = table_for(schedule, steps, sampler, grid, time_input=time_input)
     return compare(name, config, table, steps, prediction, shipped, draw, network, draws, limit, **own)

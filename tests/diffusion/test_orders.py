@@ -37,8 +37,9 @@ def slope(errors, counts=COUNTS):
     return -np.polyfit(np.log2(counts), np.log2(errors), 1)[0]
 
 
-def errors_of(make, data, paths, x=np.linspace(-2, 2, 9)):
+def errors_of(make, data, paths):
     """Largest error of make(path)'s table against the exact flow, path by path."""
+    x = np.linspace(-2, 2, 9)
     for path in paths:
         yield np.abs(run_on_host(make(path), data.denoise, x) - data.flow(x, path.begin, path.end)).max()
 
