@@ -121,6 +121,8 @@ def test_what_equals_no_guidance(model, weaker, told):
             "weight 1": {"guide": weaker, "guide_condition": weaker.condition([1, 2, 3]), "guidance": 1.0}}
     for name, asked in same.items():
         assert apart(model.sample(told, seeds=SEEDS, **asked, **FEW), plain) <= 1, name
+    away = ({"negative": model.condition([4, 5, 6])}, {"guide": model, "guide_condition": model.condition([4, 5, 6])})
+    assert apart(*(model.sample(told, seeds=SEEDS, guidance=3.0, **asked, **FEW) for asked in away)) <= 1, "sides exchanged"
     other = [model.sample(told, seeds=SEEDS, **asked, **FEW) for asked in (
         {"guide": weaker, "guide_condition": told, "guidance": 3.0},
         {"guide": weaker, "guide_condition": weaker.condition([1, 2, 3]), "guidance": 3.0}, {"guidance": 3.0},
