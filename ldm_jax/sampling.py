@@ -12,7 +12,7 @@ from ldm_jax.core.choose import choose, nearest
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.types import struct
 from ldm_jax.diffusion import guiding
-from ldm_jax.diffusion.grids import GRIDS
+from ldm_jax.diffusion.grids import path_of
 from ldm_jax.diffusion.guidance import OFF, Guided, Labelled, Limited
 from ldm_jax.diffusion.limits import THRESHOLDS, Unlimited
 from ldm_jax.diffusion.methods import METHODS
@@ -131,7 +131,7 @@ def way_of(parts: Parts, section: Mapping, strength: float = 1.0) -> Way:
     if name in METHODS:
         if strength != 1:
             raise UserError(f"strength={strength}: '{name}' has no rows to leave out; image-to-image takes a sampler of a table, as ddim")
-        path = choose(GRIDS, _section(section["grid"]), "grid", schedule=parts.schedule, steps=section["steps"])
+        path = path_of(parts.schedule, section["steps"], section["grid"])
         method = choose(METHODS, sampler, "sampler", schedule=parts.schedule, steps=section["steps"], grid=_section(section["grid"]),
                         time_input=parts.time_input)
         return Way(None, method, choice.columns(path.ratios[:-1]), program, choice)
