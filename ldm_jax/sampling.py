@@ -114,7 +114,7 @@ class Way:
 
 
 def way_of(parts: Parts, section: Mapping, strength: float = 1.0) -> Way:
-    """Makes a sampling section. A section without a threshold has none.
+    """Makes a sampling section, of all of KEYS.
 
     Args:
       strength: of image-to-image, the share of the steps that is run.
@@ -123,7 +123,7 @@ def way_of(parts: Parts, section: Mapping, strength: float = 1.0) -> Way:
       UserError: unknown names, stale keys, numbers out of range, or what the model or its guide cannot do.
     """
     choice = guiding.choice(section["guidance"], "guidance", prediction=parts.prediction, guide=parts.guide, perturbed=parts.denoise)
-    program = _limited(parts, choice.program, section.get("threshold", "none"))
+    program = _limited(parts, choice.program, section["threshold"])
     sampler = _section(section["sampler"])
     name = sampler.get("name")
     if not isinstance(name, str) or name not in SAMPLERS | METHODS:

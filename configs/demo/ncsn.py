@@ -24,6 +24,7 @@ def get_config():
     config.time_input = dict(name="index")  # here a line in ln sigma
     config.learning_rate.update(peak=2e-3, warmup=50, steps=1200)
     config.ema.decay = 0.995
-    config.sampling = dict(sampler=dict(name="annealed_langevin", inner=5), grid=dict(name="exponential"), steps=32, guidance=2.0)
+    config.sampling = dict(sampler=dict(name="annealed_langevin", inner=5), grid=dict(name="exponential"), steps=32, guidance=2.0,
+                           threshold=dict(name="none"))
     config.run.update(steps=1200, log_every=100, evaluate_every=400, preview_every=600, save_every=400)
     return config
