@@ -117,8 +117,7 @@ def way_for(model, asked: Asked, section: Mapping, changes: Mapping) -> Way:
         check_guide(model, asked.guide)
         if changes.get("guidance") is None:
             raise UserError("guide: say how strongly it guides, as guidance=2.0 or a section")
-        if not isinstance(guidance, Mapping):
-            guidance = {"name": "classifier" if asked.guide.experiment.task == "classifier" else "autoguidance", "weight": guidance}
+        guidance = by_guide(asked.guide, guidance)
     parts = parts_of(model.experiment, asked.guide and asked.guide.experiment)
     way = way_of(parts, {**section, "guidance": guidance}, 1.0 if asked.strength is None else asked.strength)
     reads = {ByClassifier: "classifier", FromGuide: "diffusion"}.get(type(way.choice))
@@ -128,8 +127,26 @@ def way_for(model, asked: Asked, section: Mapping, changes: Mapping) -> Way:
     return way
 
 
+def by_guide(guide, guidance) -> Mapping:
+    """The section of a guidance by this guide, from its weight or a section."""
+    if isinstance(guidance, Mapping):
+        return guidance
+    return {"name": "classifier" if guide.experiment.task == "classifier" else "autoguidance", "weight": guidance}
+
+
+def told_to_guide(guide, labels):
+    """What a guide is told of the labels [N] that were asked for, or None: the labels, or a weaker model's own Condition of them."""
+    if guide.experiment.task != "diffusion":
+        return labels
+    return guide.condition(labels if "label" in guide.experiment.conditioner.fields else None)
+
+
 def check_guide(model, guide) -> None:
-    """Raises UserError unless a guide looks at the same latents, levels and times as the model."""
+    """Raises UserError unless a guide is a model that looks at the same latents, levels and times, on the same devices."""
+    if not hasattr(guide, "experiment"):
+        raise UserError(f"guide={guide!r}: expected a loaded model, as ldm.load(path, mesh=model.mesh)")
+    if guide.mesh != model.mesh:
+        raise UserError("guide: it lies on other devices than the model; load it with ldm.load(path, mesh=model.mesh)")
     task = guide.experiment.task
     if task not in ("diffusion", "classifier"):
         raise UserError(f"guide: expected a weaker diffusion model or a classifier, this is of task {task}")
@@ -146,8 +163,8 @@ def check_guide(model, guide) -> None:
 
 def _check_alone(asked: Asked, way: Way) -> None:
     """Raises UserError for wishes without what they belong to."""
-    if asked.every < 1:
-        raise UserError(f"every={asked.every}: expected at least 1 evaluation between two calls")
+    if isinstance(asked.every, bool) or not isinstance(asked.every, int) or asked.every < 1:
+        raise UserError(f"every={asked.every}: expected a whole number of evaluations between two calls, at least 1")
     if asked.init is None and (asked.strength is not None or asked.mask is not None):
         raise UserError(f"{'strength' if asked.strength is not None else 'mask'}: there is no image to start from; give init too")
     if asked.init is not None and asked.strength is None and asked.mask is None:
@@ -173,17 +190,18 @@ def _start(model, asked: Asked, number: int):
     size = (facts.resolution, facts.resolution, facts.channels)
     if images.ndim != 4 or images.shape[1:] != size:
         raise UserError(f"init: expected images [N, {', '.join(map(str, size))}], got {list(images.shape)}")
-    clean = model.encode(images)
     if asked.mask is None:
-        return clean, None, None
-    mask = np.asarray(asked.mask, np.float32)
-    mask = mask[None] if mask.ndim == 2 else mask
+        return model.encode(images), None, None
+    mask = np.asarray(asked.mask)
+    if mask.dtype.kind not in "biuf":
+        raise UserError(f"mask: expected numbers from 0 to 1, got {asked.mask!r:.40}")
+    mask = mask[None].astype(np.float32) if mask.ndim == 2 else mask.astype(np.float32)
     if mask.ndim != 3 or mask.shape[1:] != size[:2] or len(mask) not in (1, number) or not (0 <= mask.min() and mask.max() <= 1):
         raise UserError(f"mask: expected [{size[0]}, {size[1]}] or one for each image, from 0 (stays) to 1 (made anew); got "
                         f"{list(mask.shape)} from {mask.min(initial=0):g} to {mask.max(initial=0):g}")
     anew = mask >= 0.5
-    keep = keep_of(anew, model.experiment.autoencoder.factor)
-    if asked.strength is None:  # what is made anew starts from noise alone
+    clean, keep = model.encode(images), keep_of(anew, model.experiment.autoencoder.factor)
+    if asked.strength in (None, 1):  # what is made anew starts from noise alone
         clean = clean * keep
     return clean, keep, (images if images.dtype == np.uint8 else to_uint8(images), anew)
 
@@ -228,8 +246,10 @@ def spread(tree, number: int, what: str):
     """Arrays [1 or N, ...] as host arrays [N, ...].
 
     Raises:
-      UserError: another number of them.
+      UserError: another number of them, or no arrays at all.
     """
+    if not all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(tree)):
+        raise UserError(f"{what}: expected what model.condition(labels=[...]) makes, got {tree!r:.60}")
     sizes = {leaf.shape[0] for leaf in jax.tree.leaves(tree)}
     if not sizes <= {1, number}:
         raise UserError(f"{what}: of {sorted(sizes)} examples, and {number} seeds; expected one for each, or one for all")

@@ -34,7 +34,8 @@ from ldm_jax.train.sharding import Layout
 from ldm_jax.train.steps import Descent
 
 NETWORKS = {"unet": UNet}
-LATER = {"log_variance": {"name": "none"}, "offset_noise": 0.0}  # what models had whose config was saved before there was a choice
+LATER = {"log_variance": {"name": "none"}, "offset_noise": 0.0, "sampling": {"threshold": {"name": "none"}}}
+"""What models had whose config was saved before there was a choice."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,9 +231,10 @@ def check_objective(parts: dict, problems: Problems) -> None:
 
 
 def sampling_of(config, schedule, time_input) -> Mapping:
-    """The sampling section, checked as far as its names go, and its table where there is a schedule."""
+    """The sampling section with what configs saved earlier lack, checked as far as its names go, and its table if there is a schedule."""
     section = config["sampling"]
-    if set(section) | {"threshold"} != set(sampling.KEYS):
+    section = LATER["sampling"] | dict(section) if isinstance(section, Mapping) else {}
+    if set(section) != set(sampling.KEYS):
         raise UserError(f"config.sampling: expected the keys {', '.join(sampling.KEYS)}; got {', '.join(section)}")
     if schedule is not None and time_input is not None:
         try:

@@ -134,7 +134,8 @@ def samplers() -> str:
         rows.append((name, f"{about.evaluations:g}", f"{about.order:g}", noise, about.paper, options(SAMPLERS[name])))
     rows += [(name, evaluations, "", "yes", paper, options(METHODS[name])) for name, evaluations, paper in map(method, METHODS)]
     widths = [max(len(row[k]) for row in rows) for k in range(5)] + [0]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    note = "order: between two levels of noise, with lower_final=False and noise=1 where there are such options"
+    return "\n".join(["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows] + [note])
 
 
 def method(name: str) -> tuple[str, str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from ldm_jax import choices, likelihood
+from ldm_jax.asked import prepare, told_to_guide
 from ldm_jax.checkpoint.digests import write_atomically
 from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
@@ -41,14 +42,18 @@ def evaluate(model: Model, request: Request | Likely | None = None, progress=Non
     if model.experiment.task == "autoencoder":
         return reconstruction(model, config)
     if model.experiment.task == "classifier":
-        return classification(model, config)
+        return classification(model, config, progress)
     check_digits(config)
     return digits(model, config, request or Request(number=1000, batch_size=100), progress)
 
 
 def total(model: Model, request: Request | Likely) -> int:
     """How many images `evaluate` makes or reads, for its progress."""
-    return likelihood.total(model, request) if isinstance(request, Likely) else request.number
+    if isinstance(request, Likely):
+        return likelihood.total(model, request)
+    if model.experiment.task == "classifier":
+        return TIME_BINS * len(choices.open_source(from_json(model.manifest.config), "test"))
+    return request.number
 
 
 def check_out(out: str) -> None:
@@ -68,7 +73,7 @@ def parse_scales(text: str, guide: str = "", guidance: str = "") -> tuple[float,
     """"0,1,2.5" or "" -> a tuple of floats.
 
     Raises:
-      UserError: something else, a guide without scales, or a weight beside the scales that are to take its place.
+      UserError: something else, a guide without scales, or a weight beside the scales that are to take its place (of a section, it does).
     """
     try:
         scales = tuple(float(part) for part in text.split(",")) if text.strip() else ()
@@ -78,8 +83,8 @@ def parse_scales(text: str, guide: str = "", guidance: str = "") -> tuple[float,
         raise UserError(f"--scales={text!r}: expected numbers, as 0,1,2,4")
     if guide and not scales:
         raise UserError(f"--guide={guide} needs --scales, the weights to compare, as --scales=0,1,2,4")
-    if scales and not guide and guidance:
-        raise UserError(f"--guidance={guidance} beside --scales: the scales are the guidance weights; give one of the two")
+    if scales and guidance and not guidance.strip().startswith("{"):
+        raise UserError(f"--guidance={guidance} beside --scales: the scales are the weights; give one of the two, or a section without one")
     return scales
 
 
@@ -102,7 +107,7 @@ def reconstruction(model: Model, config: Mapping) -> dict:
                                   "latent_channels": autoencoder.latent_channels, "model": model.digest[:12]}}
 
 
-def classification(model: Model, config: Mapping) -> dict:
+def classification(model: Model, config: Mapping, progress=None) -> dict:
     """Accuracy and cross-entropy on the whole test split, every record once in each time bin; bin 0 has the cleanest tenth of times."""
     source, stage = choices.open_source(config, "test"), model.experiment.stage()
     batch = model.round_up(min(model.experiment.batch, len(source)))
@@ -112,6 +117,8 @@ def classification(model: Model, config: Mapping) -> dict:
         for i in range(TIME_BINS):
             for rows in in_order(source, choices.transforms(config), **options):
                 yield place(dict(rows) | {"index": rows["index"] * TIME_BINS + i}, model.mesh)
+            if progress:
+                progress((i + 1) * len(source))
 
     found = loop_evaluate(jax.jit(stage.evaluate), model.params, {"first_stage": model.first_params}, batches())
     means = {name.removeprefix("held_out/"): value for name, value in found.items()}
@@ -149,31 +156,32 @@ def sweep(model: Model, request: Request, scales: Sequence[float], guide: Model 
     the same seeds at every scale.
 
     Raises:
-      UserError: a model of other data than the digits.
+      UserError: before anything is made, a model of other data than the digits, one that nothing tells a class, or as `Model.sample`.
     """
+    model.need_diffusion("--scales")
     config = from_json(model.manifest.config)
     check_digits(config)
+    if guide is None and not model.experiment.conditioner.fields:
+        raise UserError("--scales: this model has no classes to be asked for; name a classifier of its latents by --guide")
     train, held_out = choices.open_source(config, "train"), choices.open_source(config, "test")
     labels, done = [i % train.classes for i in range(request.number)], iter(range(len(scales)))
     condition = model.condition(labels if model.experiment.conditioner.fields else None)
 
+    def asked(scale):
+        given = request.sampling.get("guidance")
+        told = {"guidance": given | {"weight": scale} if isinstance(given, Mapping) else scale}
+        return request.sampling | told | ({} if guide is None else {"guide": guide, "guide_condition": told_to_guide(guide, labels)})
+
     def sample(scale):
         before = next(done) * request.number
         told = progress and (lambda number: progress(before + number))
-        return model.sample(condition, seeds=request.seeds, batch_size=request.batch_size, progress=told,
-                            **dict(request.sampling) | {"guidance": scale} | _guided_by(guide, scale, labels))
+        return model.sample(condition, seeds=request.seeds, batch_size=request.batch_size, progress=told, **asked(scale))
 
+    for scale in scales:
+        prepare(model, condition, request.number, asked(scale))
     settings = _settings(model, request) | {"guidance": "by row"}
     settings |= {} if guide is None else {"guide": f"{guide.experiment.task} {guide.digest[:12]}"}
     return EVALS["sweep"](sample, scales, labels, (train.images, train.labels), (held_out.images, held_out.labels), settings=settings)
-
-
-def _guided_by(guide: Model | None, scale: float, labels) -> dict:
-    """What `Model.sample` is told of a guide; nothing where its scale is off, 0 of a classifier and 1 of a weaker model."""
-    if guide is None or scale == (0 if guide.experiment.task == "classifier" else 1):
-        return {} if guide is None else {"guidance": 1.0}
-    classifies = guide.experiment.task == "classifier"
-    return {"guide": guide, "guide_condition": labels if classifies else guide.condition(labels)}
 
 
 def check_digits(config: Mapping) -> None:

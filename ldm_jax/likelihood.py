@@ -128,6 +128,8 @@ def _told(batches: Iterator[dict], done: int, batch: int, images: int, progress)
 def _parts(model: Model, request: Likely, config: Mapping, records: int) -> tuple[list[Part], dict]:
     """What is measured, and the settings to tell. Raises UserError where nothing can be."""
     count = _count(request, records)
+    if model.experiment.task == "classifier":
+        raise UserError("--measure=likelihood: a classifier has none; name a diffusion model or a first stage")
     if model.experiment.task == "diffusion":
         parts, settings = _of_diffusion(model, request, count)
         config = model.manifest.first_stage and from_json(model.manifest.first_stage.config)

@@ -13,13 +13,13 @@ import jax
 import numpy as np
 from etils import epath
 
-from ldm_jax.asked import prepare
+from ldm_jax.asked import by_guide, told_to_guide
 from ldm_jax.checkpoint.digests import write_atomically
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import SEED_LIMIT, check_seed
 from ldm_jax.ops.images import make_grid, write_png
 from ldm_jax.pipeline import Model
-from ldm_jax.workdir import refuse_remote
+from ldm_jax.workdir import passed_by_all, refuse_remote
 
 PAGE = "samples.json"  # written last: a folder without it is not finished
 UNFINISHED = ".samples.unfinished"  # stands while a folder is written, so that an interrupted one is known as ours
@@ -74,21 +74,17 @@ class Request:
         Raises:
           UserError: files that are no pictures of the model's size.
         """
-        asked = dict(self.sampling)
+        with passed_by_all():
+            asked = dict(self.sampling) | (self.pictures.wishes(model) if self.pictures else {})
+        if self.negative and "label" not in model.experiment.conditioner.fields:
+            raise UserError("--negative_labels: this model was trained without labels")
         if self.negative:
             asked["negative"] = model.condition(self.negative_of_each)
+        if self.guide is not None and self.guide.experiment.task == "classifier" and not self.labels:
+            raise UserError("--guide is a classifier, and guides to a class: say which, as --labels=0-9")
         if self.guide is not None:
-            asked |= {"guide": self.guide, "guide_condition": self._told_to_guide()}
-        return asked | (self.pictures.wishes(model) if self.pictures else {})
-
-    def _told_to_guide(self):
-        if self.guide.experiment.task == "classifier":
-            if not self.labels:
-                raise UserError("--guide is a classifier, and guides to a class: say which, as --labels=0-9")
-            return self.label_of_each
-        if self.guide.experiment.task != "diffusion":
-            return None  # told when the guide is looked at
-        return self.guide.condition(self.label_of_each if "label" in self.guide.experiment.conditioner.fields else None)
+            asked |= {"guide": self.guide, "guide_condition": told_to_guide(self.guide, self.label_of_each)}
+        return asked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +143,8 @@ def parse_choice(text: str, where: str) -> str | dict | None:
     Raises:
       UserError: braces around something else.
     """
-    if not text.startswith("{"):
+    text = text.strip()
+    if not text.startswith(("{", "[", "(")):
         return text or None
     try:
         section = ast.literal_eval(text)
@@ -164,6 +161,7 @@ def parse_guidance(text: str) -> float | dict | None:
     Raises:
       UserError: anything else.
     """
+    text = text.strip()
     if not text or text.startswith("{"):
         return parse_choice(text, "--guidance")
     try:
@@ -203,19 +201,20 @@ def sample_to(model: Model, request: Request, out: str, progress=None) -> np.nda
     folder = _checked(out)
     sampling = model.sampling(**request.sampling)
     told = model.condition(request.label_of_each) if request.labels and _reads_labels(model, request) else None
-    asked = request.wishes(model)
-    prepare(model, told, request.number, asked)
+    batches = model.batches(told, seeds=request.seeds, batch_size=request.batch_size, progress=progress, rounding=request.rounding,
+                            **request.wishes(model))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={out} cannot be made: {error}") from None
-    batches = model.batches(told, seeds=request.seeds, batch_size=request.batch_size, progress=progress, rounding=request.rounding,
-                            **asked)
     try:
         images = _write_pictures(folder, batches)
         if jax.process_index() == 0:
             page = sampling | {"weights": model.manifest.weights, "model_digest": model.digest}
-            page |= {"guide_digest": request.guide.digest} if request.guide else {}
+            if request.guide:
+                guide = request.guide
+                page |= {"guidance": dict(by_guide(guide, sampling["guidance"])),
+                         "guide": {"task": guide.experiment.task, "step": guide.manifest.step, "digest": guide.digest}}
             _write_pages(folder, images, request, page | (request.pictures.told if request.pictures else {}))
     except OSError as error:
         raise UserError(f"--out={out} cannot be written: {error}") from None

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from ldm_jax import choices
 from ldm_jax import experiment as ex
-from ldm_jax.asked import ASKED, prepare, spread
+from ldm_jax.asked import ASKED, Job, prepare, spread
 from ldm_jax.checkpoint.bundle import write_bundle
 from ldm_jax.checkpoint.manifest import Manifest
 from ldm_jax.config_tree import from_json
@@ -88,7 +88,7 @@ class Model:
         Raises:
           UserError: a label out of range, or labels for a model without classes.
         """
-        self._need_diffusion("a condition")
+        self.need_diffusion("a condition")
         conditioner = self.experiment.conditioner
         if labels is None:
             return self.null(1)
@@ -100,6 +100,7 @@ class Model:
 
     def null(self, number: int) -> Condition:
         """The condition of `number` samples that are told nothing."""
+        self.need_diffusion("a condition")
         return _null(self.experiment.conditioner, self.params["conditioner"], number)
 
     def sampling(self, **changes) -> dict:
@@ -109,12 +110,11 @@ class Model:
         Raises:
           UserError: any other name; what belongs to a sampler or a grid stands in its section.
         """
-        self._need_diffusion("sampling")
+        self.need_diffusion("sampling")
         for name in changes.keys() - set(KEYS):
             raise UserError(f"{name}={changes[name]!r}: sampling takes {nearest(name, KEYS + ASKED)}; a key of a sampler or a grid "
                             'stands in its section, as sampler={"name": "ddim", "eta": 1.0}')
-        section = {"threshold": {"name": "none"}} | dict(self.experiment.sampling)
-        return section | {name: value for name, value in changes.items() if value is not None}
+        return dict(self.experiment.sampling) | {name: value for name, value in changes.items() if value is not None}
 
     def sample(self, condition: Condition | None = None, *, seeds: Sequence[int], batch_size: int = 16,
                progress: Callable[[int], None] | None = None, rounding: str = "round", **asked) -> np.ndarray:
@@ -138,11 +138,16 @@ class Model:
 
     def batches(self, condition: Condition | None = None, *, seeds: Sequence[int], batch_size: int = 16,
                 progress: Callable[[int], None] | None = None, rounding: str = "round", **asked) -> Iterator[np.ndarray]:
-        """The images of `sample`, a batch at a time: uint8 [<= batch_size, H, W, C], in the seeds' order."""
+        """The images of `sample`, a batch at a time: uint8 [<= batch_size, H, W, C], in the seeds' order. Checks at once, makes
+
+        them as they are asked for.
+        """
         seeds = list(seeds)
-        if not seeds:
-            raise UserError("seeds: at least one image must be asked for")
-        job = prepare(self, condition, len(seeds), asked)
+        if not seeds or batch_size < 1:
+            raise UserError(f"{len(seeds)} seeds, batch_size={batch_size}: expected at least one image, and one at a time")
+        return self._made(prepare(self, condition, len(seeds), asked), seeds, batch_size, progress, rounding)
+
+    def _made(self, job: Job, seeds, batch_size, progress, rounding) -> Iterator[np.ndarray]:
         size = self.round_up(min(batch_size, len(seeds)))
         for low in range(0, len(seeds), size):
             high = min(low + size, len(seeds))
@@ -207,7 +212,8 @@ class Model:
         ways = self.mesh.devices.size
         return -(-max(number, 1) // ways) * ways
 
-    def _need_diffusion(self, what: str) -> None:
+    def need_diffusion(self, what: str) -> None:
+        """Raises UserError unless the model can sample."""
         if self.experiment.task != "diffusion":
             kind = {"autoencoder": "a first stage", "classifier": "a classifier of noisy latents"}[self.experiment.task]
             mend = {"autoencoder": "Train a diffusion model on it with --config.first_stage",

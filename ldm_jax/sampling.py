@@ -12,7 +12,7 @@ from ldm_jax.core.choose import choose, nearest
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.types import struct
 from ldm_jax.diffusion import guiding
-from ldm_jax.diffusion.grids import GRIDS
+from ldm_jax.diffusion.grids import path_of
 from ldm_jax.diffusion.guidance import OFF, Guided, Labelled, Limited
 from ldm_jax.diffusion.limits import THRESHOLDS, Unlimited
 from ldm_jax.diffusion.methods import METHODS
@@ -114,7 +114,7 @@ class Way:
 
 
 def way_of(parts: Parts, section: Mapping, strength: float = 1.0) -> Way:
-    """Makes a sampling section. A section without a threshold has none.
+    """Makes a sampling section, of all of KEYS.
 
     Args:
       strength: of image-to-image, the share of the steps that is run.
@@ -123,7 +123,7 @@ def way_of(parts: Parts, section: Mapping, strength: float = 1.0) -> Way:
       UserError: unknown names, stale keys, numbers out of range, or what the model or its guide cannot do.
     """
     choice = guiding.choice(section["guidance"], "guidance", prediction=parts.prediction, guide=parts.guide, perturbed=parts.denoise)
-    program = _limited(parts, choice.program, section.get("threshold", "none"))
+    program = _limited(parts, choice.program, section["threshold"])
     sampler = _section(section["sampler"])
     name = sampler.get("name")
     if not isinstance(name, str) or name not in SAMPLERS | METHODS:
@@ -131,7 +131,7 @@ def way_of(parts: Parts, section: Mapping, strength: float = 1.0) -> Way:
     if name in METHODS:
         if strength != 1:
             raise UserError(f"strength={strength}: '{name}' has no rows to leave out; image-to-image takes a sampler of a table, as ddim")
-        path = choose(GRIDS, _section(section["grid"]), "grid", schedule=parts.schedule, steps=section["steps"])
+        path = path_of(parts.schedule, section["steps"], section["grid"])
         method = choose(METHODS, sampler, "sampler", schedule=parts.schedule, steps=section["steps"], grid=_section(section["grid"]),
                         time_input=parts.time_input)
         return Way(None, method, choice.columns(path.ratios[:-1]), program, choice)

@@ -121,6 +121,8 @@ def test_what_equals_no_guidance(model, weaker, told):
             "weight 1": {"guide": weaker, "guide_condition": weaker.condition([1, 2, 3]), "guidance": 1.0}}
     for name, asked in same.items():
         assert apart(model.sample(told, seeds=SEEDS, **asked, **FEW), plain) <= 1, name
+    away = ({"negative": model.condition([4, 5, 6])}, {"guide": model, "guide_condition": model.condition([4, 5, 6])})
+    assert apart(*(model.sample(told, seeds=SEEDS, guidance=3.0, **asked, **FEW) for asked in away)) <= 1, "sides exchanged"
     other = [model.sample(told, seeds=SEEDS, **asked, **FEW) for asked in (
         {"guide": weaker, "guide_condition": told, "guidance": 3.0},
         {"guide": weaker, "guide_condition": weaker.condition([1, 2, 3]), "guidance": 3.0}, {"guidance": 3.0},
@@ -143,7 +145,8 @@ class Columns(nn.Module):
 def classifier_for(model, **changes):
     experiment = types.SimpleNamespace(task="classifier", network=Columns(), latent_shape=model.experiment.latent_shape,
                                        facts=types.SimpleNamespace(classes=2))
-    fields = {"experiment": experiment, "params": {"network": {"scale": np.float32(1.0)}}, "manifest": model.manifest, "digest": "c" * 64}
+    fields = {"experiment": experiment, "params": {"network": {"scale": np.float32(1.0)}}, "manifest": model.manifest, "digest": "c" * 64,
+              "mesh": model.mesh}
     return types.SimpleNamespace(**fields | changes)
 
 
@@ -262,7 +265,9 @@ def test_the_command_tells_all_of_it(model, weaker, tmp_path):
     assert page["guidance"] == 2.0 and page["threshold"] == {"name": "none"} and page["strength"] is None
     request = dataclasses.replace(request, pictures=None, negative=(), guide=weaker)
     output.sample_to(model, request, str(tmp_path / "out"))
-    assert json.loads((tmp_path / "out" / "samples.json").read_text())["guide_digest"] == weaker.digest
+    page = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert page["guide"]["digest"] == weaker.digest and page["guide"]["task"] == "diffusion"
+    assert page["guidance"]["name"] == "autoguidance"
     for arguments, says in [((str(tmp_path / "wide.png"), "", 0.5), "it is 40x16; this model makes images of 32x32"),
                             ((str(tmp_path / "none.png"), "", 0.5), "no such file"),
                             ((str(tmp_path / "out" / "samples.json"), "", 0.5), "not a picture"),

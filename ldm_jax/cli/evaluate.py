@@ -49,6 +49,9 @@ def main() -> None:
     request = _likelihood() if likely else _samples()
     workdir.initialise(*PROCESSES())
     model = pipeline.load(MODEL.value, weights=WEIGHTS.value)
+    for flag in OF_QUALITY if model.experiment.task != "diffusion" else ():
+        if flag.present:
+            raise UserError(f"--{flag.name} is for samples; a model of task {model.experiment.task} is measured on the test split")
     guide = pipeline.load(GUIDE.value, weights=WEIGHTS.value, mesh=model.mesh) if GUIDE.value else None
     with entry.progress(evaluate.total(model, request) * max(len(scales), 1), "images") as progress:
         if scales:

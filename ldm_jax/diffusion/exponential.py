@@ -12,7 +12,7 @@ def psi(k: int, h: float) -> float:
     A step of length h in ln(alpha/sigma), on which D = D0 + D' tau + D'' tau^2 / 2 (tau in 0 .. 1), adds alpha' times
     psi_1 D0 + psi_2 D' + psi_3 D''; with psi_k(-h) and sigma' for alpha' the same is true of the noise (arXiv 2206.00927,
     equation 3.4 and appendix B). psi_1 = 1 - e^(-h), psi_(k+1) = 1/k! - psi_k / h; below |h| = 1 by its series, as the
-    recurrence loses digits there (at h = 0.001, all of psi_3's but 7).
+    recurrence loses digits there (at h = 0.001, 6 of psi_3's 16).
     """
     if abs(h) < 1:
         return h * math.fsum((-h) ** m / math.factorial(m + k) for m in range(SERIES_TERMS))

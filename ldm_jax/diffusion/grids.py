@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from ldm_jax.core.choose import choose
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.types import Level
 from ldm_jax.diffusion.path import Path, on_schedule
@@ -109,10 +110,10 @@ def quadratic(schedule, steps: int, end: End = "clean") -> Path:
 
 
 def legacy(schedule, steps: int) -> Path:
-    """CompVis' DDIM and PLMS times: every floor(T / steps)-th from 1 on, which may be more than `steps`; ends at the lowest.
+    """CompVis' DDIM and PLMS times: every floor(T / steps)-th from 1 on, seldom `steps` of them; ends at the lowest.
 
     30 of 1000 gives 31 steps, 400 gives 500. Counts at which the original indexes time T and fails (3, 9, 101 to 111, above
-    500 ...) take T-1 there.
+    500 ...) take T-1 there, once: above 500 there are 999.
 
     Raises:
       UserError: real time.
@@ -230,6 +231,11 @@ def _whole_times(schedule, steps: int, name: str) -> None:
 def _too_many(schedule, steps: int, name: str) -> str:
     return (f"grid '{name}': {steps} steps, but the network was trained at {schedule.steps} times: some would repeat; give at most "
             f"{schedule.steps}")
+
+
+def path_of(schedule, steps: int, grid) -> Path:
+    """The path of a grid, a name or a section dict(name=..., own keys) of GRIDS; its times are the schedule's. Errors as the grid's."""
+    return choose(GRIDS, {"name": grid} if isinstance(grid, str) else grid, "grid", schedule=schedule, steps=steps)
 
 
 GRIDS = {"leading": leading, "trailing": trailing, "linspace": linspace, "quadratic": quadratic, "legacy": legacy, "karras": karras,

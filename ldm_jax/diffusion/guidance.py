@@ -183,9 +183,11 @@ class Limited:
 OFF = Off()
 
 
-def for_weight(weight: float):
-    """(guidance, columns) for one weight: Off and no column at 1, ClassifierFree and its column otherwise."""
-    return (OFF, ()) if weight == 1 else (ClassifierFree(), (weight,))
+def check_terms(guidance, columns: int) -> None:
+    """Raises UserError unless there are as many columns of weights as the guidance reads."""
+    if columns != guidance.terms:
+        raise UserError(f"guidance '{type(guidance).__name__}' reads {guidance.terms} weights a row, got {columns}: build the table with "
+                        "with_guidance(table, weight, ...)")
 
 
 def rescale(prediction, guided, better, noisy, level: Level, phi):

@@ -194,16 +194,18 @@ class ByClassifier(Weight):
 
     @property
     def needs(self) -> str:
-        """"guide", or "guide and null" for both guidances."""
-        return "guide" if self.free == 1 else "guide and null"
+        """Of "guide", where the weight is on, and "null", where `free` is."""
+        return " and ".join(["guide"] * (not self.never) + ["null"] * (self.free != 1)) or "nothing"
 
     @property
     def program(self):
-        return Classifier(self.guide, OFF if self.free == 1 else ClassifierFree())
+        under = OFF if self.free == 1 else ClassifierFree()
+        return under if self.never else Classifier(self.guide, under)
 
     def columns(self, ratios) -> tuple[np.ndarray, ...]:
-        """The classifier's weight, then that of `free` where it is on."""
-        return super().columns(ratios) + (() if self.free == 1 else (np.full(len(ratios), self.free),))
+        """The classifier's weight where it is on, then that of `free` where that is."""
+        free = () if self.free == 1 else (np.full(len(ratios), self.free),)
+        return free if self.never else (self.column(ratios), *free)
 
 
 GUIDANCE = {"off": Unguided, "classifier_free": FromNull, "autoguidance": FromGuide, "perturbed": FromPerturbed,

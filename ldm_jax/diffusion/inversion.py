@@ -6,14 +6,16 @@ the second order in its sigma), to the grid's first.
 
 import numpy as np
 
-from ldm_jax.core.choose import choose
 from ldm_jax.core.errors import UserError
 from ldm_jax.diffusion.checks import check
-from ldm_jax.diffusion.grids import GRIDS
+from ldm_jax.diffusion.grids import path_of
 from ldm_jax.diffusion.path import Path, fed
 from ldm_jax.diffusion.prediction import INDEX
 from ldm_jax.diffusion.sample import State, at
 from ldm_jax.diffusion.table import Row, Table, make
+
+SAME = 1e-12
+"""Levels whose sigma/alpha differ by less are one: what a grid's arithmetic makes of the schedule's lowest."""
 
 
 def inversion_table(schedule, steps: int, grid="trailing", *, time_input=INDEX) -> Table:
@@ -28,17 +30,15 @@ def inversion_table(schedule, steps: int, grid="trailing", *, time_input=INDEX) 
     Raises:
       UserError: as the grid; 1 step that has nowhere to go.
     """
-    grid = {"name": grid} if isinstance(grid, str) else grid
-    path = choose(GRIDS, grid, "grid", schedule=schedule, steps=steps)
-    lowest = schedule.level_at(schedule.first)
-    levels = list(zip(path.alpha.tolist(), path.sigma.tolist(), np.asarray(path.time).tolist()))
-    if levels[-1][1] == 0:
-        last = (float(lowest.alpha), float(lowest.sigma), float(schedule.first))
-        levels = levels[:-1] + [last] * (levels[-2][1] / max(levels[-2][0], 1e-300) > last[1] / last[0] * (1 + 1e-12))
-    if len(levels) < 2:
-        raise UserError(f"inversion: {steps} step of this grid starts at the schedule's lowest level; take more steps")
-    alpha, sigma, time = (np.asarray(part) for part in zip(*levels))
-    return invert(fed(Path(alpha, sigma, time, path.at), schedule, time_input))
+    path = path_of(schedule, steps, grid)
+    if path.end[1] == 0:
+        lowest = schedule.level_at(schedule.first)
+        higher = path.ratios[:-1] > lowest.sigma / lowest.alpha * (1 + SAME)
+        if not higher.any():
+            raise UserError(f"inversion: {steps} step of this grid starts at the schedule's lowest level; take more steps")
+        path = Path(np.append(path.alpha[:-1][higher], lowest.alpha), np.append(path.sigma[:-1][higher], lowest.sigma),
+                    np.append(path.time[:-1][higher], schedule.first), path.at)
+    return invert(fed(path, schedule, time_input))
 
 
 def invert(path: Path) -> Table:

@@ -1,17 +1,14 @@
 """What the methods beside the table share: levels with several evaluations at each, packed for one compiled program."""
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.core.choose import choose
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import key_for, normal_for
 from ldm_jax.core.types import Level, struct
-from ldm_jax.diffusion.grids import GRIDS
-from ldm_jax.diffusion.path import Path, fed
+from ldm_jax.diffusion.guidance import check_terms
+from ldm_jax.diffusion.path import Path
 from ldm_jax.diffusion.table import CAPACITY
 
 
@@ -35,12 +32,6 @@ class Ladder:
         return Level(self.alpha[i], self.sigma[i]), jnp.full((batch,), self.time[i]), self.guidance[i]
 
 
-def path_of(schedule, steps: int, grid, time_input) -> Path:
-    """The path of a grid (a name or a section), its times as the network is fed them. Errors as the grid's."""
-    section = grid if isinstance(grid, Mapping) else {"name": grid}
-    return fed(choose(GRIDS, section, "grid", schedule=schedule, steps=steps), schedule, time_input)
-
-
 def pack(path: Path, numbers: np.ndarray, weights: tuple, guidance) -> Ladder:
     """The ladder of every level of the path but its end.
 
@@ -54,8 +45,7 @@ def pack(path: Path, numbers: np.ndarray, weights: tuple, guidance) -> Ladder:
     count = len(numbers)
     if count > CAPACITY:
         raise UserError(f"{count} levels; the loop holds 1 to {CAPACITY}: take fewer steps")
-    if len(weights) != guidance.terms:
-        raise UserError(f"guidance '{type(guidance).__name__}' reads {guidance.terms} weights, got {len(weights)}")
+    check_terms(guidance, len(weights))
     columns = [np.asarray(weight, np.float64) for weight in weights]
     for column in columns:
         if column.shape not in ((), (count,)) or not np.isfinite(column).all():

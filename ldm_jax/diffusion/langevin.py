@@ -12,7 +12,9 @@ import numpy as np
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.diffusion import ladder as ladders
+from ldm_jax.diffusion.grids import path_of
 from ldm_jax.diffusion.guidance import OFF
+from ldm_jax.diffusion.path import fed
 from ldm_jax.diffusion.prediction import INDEX, over
 from ldm_jax.diffusion.score import score_of
 
@@ -25,7 +27,7 @@ def langevin_step(x: jax.Array, score: jax.Array, step: jax.Array, draw: jax.Arr
     return x + over(step, x) / 2 * score + jnp.sqrt(over(step, x)) * draw
 
 
-def excess(step: float, growth: float, inner: int) -> float:
+def excess(step, growth: float, inner: int):
     """Variance over sigma^2 that `inner` steps of step * sigma^2 leave of a start at growth * sigma, on data that are a point.
 
     arXiv 2006.09011, proposition 3, in this file's convention: (1 - e/2)^(2 n) (g^2 - V) + V with V = 1 / (1 - e/4).
@@ -37,7 +39,7 @@ def excess(step: float, growth: float, inner: int) -> float:
 def balanced_step(growth: float, inner: int) -> float:
     """The step whose `excess` is least, from 0.001 to 2 (arXiv 2006.09011, technique 4)."""
     tried = np.geomspace(1e-3, 2.0, 4000)
-    return float(tried[np.argmin([excess(step, growth, inner) for step in tried])])
+    return float(tried[np.argmin(excess(tried, growth, inner))])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,7 +76,7 @@ class AnnealedLangevin:
         if self.step != "balanced" and not (math.isfinite(self.step) and 0 < self.step < 4):
             raise UserError(f"annealed_langevin: step={self.step}: expected a number between 0 and 4, beyond which the chain grows without "
                             "bound (published: 0.2), or 'balanced'")
-        path = ladders.path_of(self.schedule, self.steps, self.grid, self.time_input)
+        path = fed(path_of(self.schedule, self.steps, self.grid), self.schedule, self.time_input)
         path.need_alpha("annealed_langevin")
         if self.step == "balanced" and len(path.time) == 2:
             raise UserError("annealed_langevin: one level has no level above it to balance its step by; give a step, as step=0.2")

@@ -1,4 +1,7 @@
-"""Ancestral sampling whose variance the network predicts, element by element: what a table's row cannot say."""
+"""Ancestral sampling whose variance the network predicts, element by element: what a table's row cannot say.
+
+For networks of published form with twice the channels; no stage here trains one, so no config or flag names it.
+"""
 
 import dataclasses
 import functools
@@ -11,7 +14,7 @@ import numpy as np
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import key_for, normal_for
 from ldm_jax.core.types import Level
-from ldm_jax.diffusion.guidance import OFF, Guided
+from ldm_jax.diffusion.guidance import OFF, ClassifierFree, Limited, Off, check_terms
 from ldm_jax.diffusion.prediction import INDEX
 from ldm_jax.diffusion.sample import start
 from ldm_jax.diffusion.samplers import table_for
@@ -70,11 +73,10 @@ class LearnedVariance:
         """x [B, *shape] float32 at the table's end. Arguments as in `sample.sample`; weights: one per guidance term.
 
         Raises:
-          UserError: other weights than the guidance reads, or a denoiser without a third output.
+          UserError: other weights than the guidance reads, a guidance other than classifier-free, a denoiser without a third output.
         """
         table = with_guidance(self._table(), *weights)
-        if table.guidance.shape[1] != guidance.terms:
-            raise UserError(f"guidance '{type(guidance).__name__}' reads {guidance.terms} weights a row, got {table.guidance.shape[1]}")
+        check_terms(guidance, table.guidance.shape[1])
         x = start(table, keys, shape).x
         logs = np.zeros((CAPACITY, 2), np.float32)
         logs[:table.rows] = log_variances(table)
@@ -105,15 +107,17 @@ def _run(denoise, guidance, params, table, logs, rows, x, keys, condition):
 
 
 def _clean_and_fraction(denoise, guidance, params, x, level, time, condition, weights):
-    """Guided clean, and the fraction that the model itself gives for the condition."""
-    own = params["model"] if isinstance(params, dict) and set(params) == {"model", "guide"} else params
-    given = condition.given if isinstance(condition, Guided) else condition
-    found = denoise(own, x, level, time, given)
+    """Guided and limited clean, and the fraction that the model itself gives for the condition."""
+    inner = guidance.guidance if isinstance(guidance, Limited) else guidance
+    if not isinstance(inner, Off | ClassifierFree):
+        raise UserError(f"learned variance: guidance '{type(inner).__name__}' has no fraction of its own; it goes with classifier-free "
+                        "guidance, or none")
+    plain = isinstance(inner, Off)
+    found = denoise(params, x, level, time, condition if plain else condition.given)
     if len(found) != 3:
         raise UserError("learned variance: the denoiser gives no fraction; build it with RangeDenoiser, of a network trained with it")
-    if not guidance.terms:
-        return found[0], found[2]
-    return guidance(_Pair(denoise))(params, x, level, time, condition, weights)[0], found[2]
+    pair = (lambda *_: found[:2]) if plain else _Pair(denoise)
+    return guidance(pair)(params, x, level, time, condition, weights)[0], found[2]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Bound:
       Gaussian of variance beta-tilde_2, with open ends at 0 and 255 (arXiv 2006.11239, equation 13, and its code).
     draws: how many of the T - 1 transitions are looked at for each example, even, or 0 for every one. Where they are drawn,
       the sum is unbiased: `draws / 2` strata of equal chance with two draws each, the chance of t nine tenths
-      ln(sigma_t / sigma_{t-1}), which is L_t of data of unit variance, and one tenth even.
+      ln(sigma_t / sigma_{t-1}), which is L_t with "large" of data of unit variance, and one tenth even.
 
     Raises:
       UserError: a schedule that is not discrete and variance preserving, an odd or negative number of draws, an unknown name.
@@ -117,7 +117,7 @@ class Nats:
     """Nats of each example [B] float32, summed over its dimensions: prior, steps (the sum of all L_t) and reconstruction.
 
     variance: of steps + reconstruction as an estimate, given the example: of the times and noise drawn. Unbiased where times are
-    drawn; with every time it is taken from neighbouring pairs, and a little too large.
+    drawn; with every time it is taken from neighbouring pairs (a last one without a partner counts nothing), and a little too large.
     """
 
     prior: jax.Array

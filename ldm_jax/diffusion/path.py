@@ -109,8 +109,8 @@ def after(path: Path, strength: float) -> Path:
     Raises:
       UserError: strength outside (0, 1], or so small that no step is left.
     """
-    if not (np.isfinite(strength) and 0 < strength <= 1):
-        raise UserError(f"strength={strength}: expected a number above 0 and up to 1")
+    if not (isinstance(strength, int | float) and 0 < strength <= 1):
+        raise UserError(f"strength={strength!r}: expected a number above 0 and up to 1")
     steps = len(path.time) - 1
     kept = int(steps * strength + 1e-9)
     if not kept:

@@ -84,7 +84,7 @@ class Clean(Prediction):
 class V(Prediction):
     """The network predicts v = alpha * noise - sigma * clean (arXiv 2202.00512, appendix D).
 
-    Dividing by alpha^2 + sigma^2 (1 for every schedule here) makes the way back exact at any scale.
+    Dividing by alpha^2 + sigma^2 (1 where variance is preserved) makes the way back exact at any level.
     """
 
     def to_hub(self, output, noisy, level: Level):
@@ -98,7 +98,7 @@ class V(Prediction):
         return over(level.alpha, clean) * noise - over(level.sigma, clean) * clean
 
     def gain(self, level: Level):
-        """(error here / error in clean)^2 at fixed noisy: ((alpha^2 + sigma^2) / sigma)^2, which is SNR + 1."""
+        """(error here / error in clean)^2 at fixed noisy: ((alpha^2 + sigma^2) / sigma)^2, where variance is preserved SNR + 1."""
         return ((level.alpha**2 + level.sigma**2) / level.sigma) ** 2
 
 

@@ -16,9 +16,10 @@ import numpy as np
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.diffusion import ladder as ladders
+from ldm_jax.diffusion.grids import path_of
 from ldm_jax.diffusion.guidance import OFF
 from ldm_jax.diffusion.langevin import langevin_step
-from ldm_jax.diffusion.path import Path
+from ldm_jax.diffusion.path import Path, fed
 from ldm_jax.diffusion.prediction import INDEX
 from ldm_jax.diffusion.score import score_of
 
@@ -85,7 +86,7 @@ class PredictorCorrector:
         ladders.check_whole(self.corrections, 0, "predictor_corrector: corrections")
         if not (math.isfinite(self.snr) and 0 < self.snr < 1):
             raise UserError(f"predictor_corrector: snr={self.snr}: expected a number between 0 and 1 (published: 0.01 to 0.2)")
-        path = ladders.path_of(self.schedule, self.steps, self.grid, self.time_input)
+        path = fed(path_of(self.schedule, self.steps, self.grid), self.schedule, self.time_input)
         if self.predictor != "ancestral" and path.alpha[0] == 0:
             raise UserError(f"predictor_corrector: the path starts in pure noise (alpha = 0), which {self.predictor} discretises badly; "
                             "choose predictor='ancestral'")

@@ -16,7 +16,7 @@ import numpy as np
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import check_seed, key_for, normal_for
 from ldm_jax.core.types import Level, static, struct
-from ldm_jax.diffusion.guidance import OFF
+from ldm_jax.diffusion.guidance import OFF, check_terms
 from ldm_jax.diffusion.table import CAPACITY, Packed, Table, pack
 
 
@@ -122,9 +122,7 @@ def advance(denoise: Callable, params, table: Table, state: State, condition=Non
     Raises:
       UserError: a table whose guidance columns are not those of `guidance`.
     """
-    if table.guidance.shape[1] != guidance.terms:
-        raise UserError(f"guidance '{type(guidance).__name__}' reads {guidance.terms} weights a row, the table has "
-                        f"{table.guidance.shape[1]}: build it with with_guidance(table, weight, ...)")
+    check_terms(guidance, table.guidance.shape[1])
     until = table.rows if until is None else min(until, table.rows)
     rows = Rows(pack(table), np.asarray([state.row, until], np.int32),
                 None if state.known is None else np.pad(np.float32(table.reach), [(0, CAPACITY - table.rows), (0, 0)]))

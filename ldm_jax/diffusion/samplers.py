@@ -11,7 +11,7 @@ import dataclasses
 from ldm_jax.core.choose import choose
 from ldm_jax.diffusion.adams import lms, plms
 from ldm_jax.diffusion.ancestral import ddim, ddpm, euler, euler_ancestral
-from ldm_jax.diffusion.grids import GRIDS
+from ldm_jax.diffusion.grids import path_of
 from ldm_jax.diffusion.multistep import dpm_2m, dpm_3m, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
 from ldm_jax.diffusion.path import after, fed
 from ldm_jax.diffusion.prediction import INDEX
@@ -32,8 +32,10 @@ class About:
     """What is known of a sampler with its defaults. Numbers as tests/diffusion/test_orders.py measures them.
 
     evaluations: of the network per step of the grid (one less in a step to clean data, where it is above 1); order: of
-    convergence between two levels of noise, of the samples or, where it draws noise, of their variance (`lower_final` and
-    added noise off); equals: what gives the same numbers in diffusers, k-diffusion.
+    convergence between two levels of noise, of the samples or, where it draws noise, of their variance, with
+    lower_final=False and noise=1 where there are such options (lower_final=True costs unipc and dpmpp_3s one order at a noisy
+    end, and nothing at a clean one); paper: on arXiv, "" where there is none; equals: what gives the same numbers in diffusers
+    (tests/diffusion/test_parity_*.py run it), and in k-diffusion (by its code, not run).
     """
 
     evaluations: float
@@ -50,7 +52,7 @@ ABOUT = {
     "euler": About(1, 1, False, "2206.00364", "EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler; sample_euler"),
     "euler_ancestral": About(1, 1, True, "2010.02502", "EulerAncestralDiscreteScheduler; sample_euler_ancestral"),
     "heun": About(2, 2, False, "2206.00364", "HeunDiscreteScheduler, FlowMatchHeunDiscreteScheduler (form flow); sample_heun"),
-    "lms": About(1, 2, False, "2206.00364", "LMSDiscreteScheduler; sample_lms"),
+    "lms": About(1, 2, False, "", "LMSDiscreteScheduler; sample_lms"),
     "dpm_2": About(2, 2, False, "2206.00927", "KDPM2DiscreteScheduler, KDPM2AncestralDiscreteScheduler (eta 1); sample_dpm_2"),
     "dpm_3": About(3, 3, False, "2206.00927", "dpm_solver_fast's steps of order 3"),
     "dpm_2m": About(1, 2, False, "2206.00927", "DPMSolverMultistepScheduler dpmsolver, order 2"),
@@ -64,7 +66,7 @@ ABOUT = {
     "dpmpp_2m_sde": About(1, 2, True, "2211.01095", "DPMSolverMultistepScheduler sde-dpmsolver++; sample_dpmpp_2m_sde"),
     "dpmpp_3m_sde": About(1, 2, True, "2211.01095", "sample_dpmpp_3m_sde (form published)"),
     "unipc": About(1, 3, False, "2302.04867", "UniPCMultistepScheduler"),
-    "edm": About(2, 2, True, "2206.00364", "sample_heun with churn"),
+    "edm": About(2, 2, True, "2206.00364", "sample_heun with churn, but before the first step"),
 }
 
 
@@ -83,8 +85,7 @@ def table_for(schedule, steps: int, sampler="ddim", grid="trailing", *, time_inp
     Raises:
       UserError: unknown names, stale keys, steps or options out of range.
     """
-    grid = {"name": grid} if isinstance(grid, str) else grid
     sampler = {"name": sampler} if isinstance(sampler, str) else sampler
-    path = after(choose(GRIDS, grid, "grid", schedule=schedule, steps=steps), strength)
+    path = after(path_of(schedule, steps, grid), strength)
     table = choose(SAMPLERS, sampler, "sampler", path=fed(path, schedule, time_input))
     return with_guidance(table, *guidance)

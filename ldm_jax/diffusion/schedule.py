@@ -186,7 +186,9 @@ def from_betas(betas, zero_terminal: bool = False) -> Discrete:
     if wrong.size:
         raise UserError(f"schedule: beta at time {wrong[0]} is {betas[wrong[0]]:g}; expected a number between 0 and 1")
     bars = np.cumprod(1 - betas)
-    if zero_terminal and len(bars) > 1:
+    if zero_terminal and len(bars) == 1:
+        raise UserError("schedule: zero_terminal rescales from the first time to the last, and there is one time")
+    if zero_terminal:
         roots = np.sqrt(bars)
         bars = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
     return from_alpha_bars(bars)

@@ -14,14 +14,3 @@ from ldm_jax.diffusion.prediction import over
 def score_of(noise: jax.Array, level: Level) -> jax.Array:
     """-noise / sigma: [B, ...] from an estimate of the noise [B, ...], level [] or [B]."""
     return -noise / over(level.sigma, noise)
-
-
-def score_of_clean(clean: jax.Array, noisy: jax.Array, level: Level) -> jax.Array:
-    """(alpha clean - noisy) / sigma^2, all [B, ...]: the same score where clean and noise belong together."""
-    return (over(level.alpha, noisy) * clean - noisy) / over(level.sigma, noisy) ** 2
-
-
-def pair_of(score: jax.Array, noisy: jax.Array, level: Level) -> tuple[jax.Array, jax.Array]:
-    """(clean, noise) from a score, all [B, ...]: ((noisy + sigma^2 score) / alpha, -sigma score). Needs alpha above 0."""
-    alpha, sigma = over(level.alpha, noisy), over(level.sigma, noisy)
-    return (noisy + sigma**2 * score) / alpha, -sigma * score

@@ -13,7 +13,9 @@ from ldm_jax.diffusion.table import Row, Table, make
 
 
 def unipc(path: Path, order: int = 2, form: Literal["bh2", "bh1", "solved"] = "bh2", lower_final: bool = True) -> Table:
-    """UniPC-p in the clean estimate (arXiv 2302.04867, algorithms 5 to 8). One evaluation a step; order p + 1 as measured.
+    """UniPC-p in the clean estimate (arXiv 2302.04867, algorithms 5 to 8). One evaluation a step; order p + 1 as measured
+
+    where the end does not lower it (see `lower_final`; to a noisy end with it, 2).
 
     Predictor, r_m = (l_(i-m) - l_i) / h < 0 with l = ln(alpha/sigma): x+ = (t/s) x_c + b (psi_1 D + sum_m w_m (H_m - D) / r_m).
     Correction of the step before, at whose start r_m and w belong, plus the node r_p = 1 where D now is:

@@ -1,8 +1,8 @@
 """How much each level counts in training: weight(level, prediction) -> [B].
 
 A weight multiplies the loss in the prediction's own space. A published weight w(SNR) on the squared error in clean is
-therefore divided by the prediction's `gain`: SNR for noise, 1 for clean, SNR + 1 for v. SNR = (alpha / sigma)^2. With another loss
-than L2 the same numbers are used, as the published codes do.
+therefore divided by the prediction's `gain`: SNR for noise, 1 for clean and, where variance is preserved, SNR + 1 for v.
+SNR = (alpha / sigma)^2. With another loss than L2 the same numbers are used, as the published codes do.
 """
 
 import dataclasses
@@ -43,7 +43,8 @@ class Simple:
 class MinSnr:
     """min(SNR, gamma) on the squared error in clean (arXiv 2303.09556, section 3.4; published gamma: 5).
 
-    In the prediction's own space: noise min(SNR, gamma) / SNR; clean min(SNR, gamma); v min(SNR, gamma) / (SNR + 1).
+    In the prediction's own space: noise min(SNR, gamma) / SNR; clean min(SNR, gamma); v, where variance is preserved,
+    min(SNR, gamma) / (SNR + 1).
 
     Raises:
       UserError: gamma not a finite number above 0.
@@ -84,7 +85,7 @@ class Edm:
     """1 / c_out^2 = (s^2 + d^2) / (s d)^2 = SNR + 1 / d^2 on the squared error in clean (arXiv 2206.00364, table 1), s = sigma / alpha.
 
     d = sigma_data, the deviation of the data: 1 for latents in their units (published for pixels: 0.5). For the prediction `edm` of the
-    same sigma_data it is 1, which is `simple`; so it is for v where d = 1.
+    same sigma_data it is 1, which is `simple`; so it is for v where d = 1 and variance is preserved.
 
     Raises:
       UserError: sigma_data not a finite number above 0.

@@ -240,7 +240,10 @@ def test_choices_name_their_programs():
         perturbed=(("middle",), GUIDE))
     both = made({"name": "classifier", "weight": 2.0, "free": 3.0}, guide=network)
     assert both.program == Classifier(network, ClassifierFree()) and both.needs == "guide and null"
-    assert made({"name": "classifier", "weight": 0.0}, guide=network).program == Classifier(network)
+    off = made({"name": "classifier", "weight": 0.0}, guide=network)
+    assert off.program is OFF and off.needs == "nothing" and off.columns(np.ones(3)) == ()
+    free = made({"name": "classifier", "weight": 0.0, "free": 3.0}, guide=network)
+    assert free.program == ClassifierFree() and free.needs == "null" and free.columns(np.ones(3))[0].tolist() == [3.0] * 3
 
 
 @pytest.mark.parametrize("section, says", [
