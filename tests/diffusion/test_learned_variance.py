@@ -80,7 +80,7 @@ def by_hand(steps, estimates):
     path, noise = trailing(SD, steps), draws(steps)
     x = np.stack([jax.random.normal(key_for(base_key(seed), "start"), SHAPE) for seed in SEEDS])
     for r, (_, (a, s), (b, t)) in enumerate(path.steps()):
-        clean, fraction = (np.asarray(part) for part in estimates(x, Level(jnp.float32(a), jnp.float32(s)),
+        clean, fraction = (np.asarray(part) for part in estimates(x.astype(np.float32), Level(jnp.float32(a), jnp.float32(s)),
                                                                   jnp.full(len(SEEDS), path.time[r], jnp.float32)))
         beta = 1 - (a / b) ** 2
         x = (b * beta * clean + a / b * t**2 * x) / s**2
