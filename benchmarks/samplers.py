@@ -212,7 +212,7 @@ def row(name: str, measured: str) -> str:
     """One line of the page's table."""
     about = ABOUT[name]
     told = ", ".join(f"`{option}`" for option in options(SAMPLERS[name]).replace("|", "/").split("  ") if option)
-    paper = f"[{about.paper}](https://arxiv.org/abs/{about.paper})"
+    paper = f"[{about.paper}](https://arxiv.org/abs/{about.paper})" if about.paper else ""
     return f"| {name} | {about.evaluations:g} | {measured} | {'yes' if about.noisy else 'no'} | {told} | {paper} | {about.equals} |"
 
 

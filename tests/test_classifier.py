@@ -126,7 +126,7 @@ def test_a_sweep_of_a_guides_scales_guides_by_it(model, trained_autoencoder, mak
 
 @pytest.mark.parametrize("given, words", [
     (("a,b",), "--scales='a,b': expected numbers"), (("0,inf",), "--scales='0,inf'"), (("1,,2",), "--scales='1,,2'"),
-    (("", "runs/x"), "--guide=runs/x needs --scales"), (("1,2", "", 3.0), "--guidance=3 beside --scales"),
+    (("", "runs/x"), "--guide=runs/x needs --scales"), (("1,2", "", "3"), "--guidance=3 beside --scales"),
 ])
 def test_scales_in_words(given, words):
     """Catches a scale that is dropped, a guide that nothing reads, and a weight that the scales would silently replace."""

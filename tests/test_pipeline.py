@@ -150,7 +150,7 @@ def test_encode_and_decode(model, first_run):
     (lambda m: m.decode(np.zeros((1, 8, 8, 5))), "c is 5"), (lambda m: m.condition(labels=[10]), "label=10"),
     (lambda m: m.sample(seeds=[]), "at least one image"), (lambda m: m.sample(seeds=[-1]), r"seeds\[0\]=-1"),
     (lambda m: m.sample(m.condition(labels=[1, 2]), seeds=[1, 2, 3]), "2.*3 seeds"), (lambda m: m.sample(seeds=[1], rounding="up"), "up"),
-    (lambda m: m.sample(seeds=[1], sampler="plms"), "expected one of"), (lambda m: m.sample(seeds=[1], eta=1.0), "eta")])
+    (lambda m: m.sample(seeds=[1], sampler="plsm"), "expected one of plms"), (lambda m: m.sample(seeds=[1], eta=1.0), "eta")])
 def test_the_api_refuses(bad, words, model):
     """Catches shapes and numbers that only break inside a compiled program, or do not break at all."""
     with pytest.raises(UserError, match=words):

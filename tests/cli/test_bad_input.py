@@ -68,7 +68,7 @@ AUTOENCODER = {  # what is wrong: (overrides, what the line says)
     "mesh rule for no axis": (["--config.run.mesh.rules=(('x',('rows',)),)"], ["'rows' is no axis of the mesh"]),
     "seed below 0": (["--config.seed=-1"], ["config.seed=-1: expected a whole number from 0 to 4294967295"]),
     "seed of 2^32": (["--config.seed=4294967296"], ["config.seed=4294967296"]),
-    "unknown task": (["--config.task=sampling"], ["config.task='sampling': expected one of autoencoder, diffusion"]),
+    "unknown task": (["--config.task=sampling"], ["config.task='sampling': expected one of autoencoder, classifier, diffusion"]),
     "unknown source": (["--config.data.source.name=digit"], ["config.data.source.name='digit': expected one of digits"]),
     "images without a folder": (['--config.data.source={"name":"images"}'], ["'images' needs folder"]),
     "folder that is not there": (['--config.data.source={"name":"images","folder":"/nowhere"}'], ["folder='/nowhere': does not exist"]),

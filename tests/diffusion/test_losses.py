@@ -123,6 +123,8 @@ def test_every_combination_that_is_allowed_has_a_finite_loss(name):
     schedule, tried, clean = ALL[name], 0, jnp.full((20, 2, 2, 1), 0.3)
     for turn, prediction in enumerate(PREDICTIONS):
         for number, weight in enumerate(WEIGHTS):
+            if (turn + number) % 2 and number != turn % len(WEIGHTS):  # half of them: every choice is met, with half of the others
+                continue
             times, loss = list(TIMES)[number % len(TIMES)], list(LOSSES)[number % len(LOSSES)]
             try:
                 goal = objective(schedule, prediction, weight, loss, times, log_variance=Learned(), offset_noise=0.1)
@@ -146,7 +148,7 @@ def test_every_combination_that_is_allowed_has_a_finite_loss(name):
             if number == turn % len(WEIGHTS):  # each choice once; that weights are finite, test_weights.py shows for all
                 value, slope = jax.value_and_grad(total, has_aux=True)(jnp.float32(0.5))
                 assert np.isfinite(value[0]) and np.isfinite(slope), (prediction, weight, times, loss)
-    assert tried == (30 if name in ("scaled_linear", "geometric", "edm") else 15)
+    assert tried == (16 if name in ("scaled_linear", "geometric", "edm") else 7)
 
 
 def test_without_a_log_variance_nothing_is_trained():
