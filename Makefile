@@ -1,8 +1,8 @@
-# make demo: both training stages on real digits, samples and their evaluation.   make test: everything that guards the code.
+# make demo: both training stages on real digits, samples and their evaluation.   make test: what guards the code, in under 15 minutes; make test-slow: the rest.
 # Each makes its own virtual environment first; all they need is a Python >= 3.11.
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-latest lint clean
+.PHONY: demo test test-slow test-latest lint clean
 
 RUNS ?= runs/demo
 SAMPLES ?= samples
@@ -42,7 +42,11 @@ lint: .venv/test
 	.venv/bin/python -m ruff check .
 
 test: lint
-	.venv/bin/python -m pytest -n 2 --dist=loadfile
+	.venv/bin/python -m pytest -n 2 --dist=loadfile -m "not slow"
+
+# What repeats a guarded claim in more places: the rest of the resume matrix, more choices through whole runs.
+test-slow: .venv/test
+	.venv/bin/python -m pytest -n 2 --dist=loadfile -m slow
 
 # Imports everything and runs one step of each stage under the newest Python found, which has the newest jax.
 test-latest:

@@ -29,6 +29,7 @@ CONFIGS = {
     "vq": ("tiny_autoencoder()", SMALL | {"model.bottleneck": dict(name="vq", codes=32),
                                           "revival": dict(decay=0.5, threshold=0.5, every=2)}),
     "ldm": ("tiny_ldm(FIRST)", {"run.steps": STEPS, "run.save_every": SAVE_EVERY, "run.keep_last": 2, "network.dropout": 0.1,
+                             "network.levels": (dict(width=8, blocks=1, attention="plain", heads=2, depth=1, down="none"),),
                              "times": dict(name="importance", remembered=2, bins=4), "log_variance": dict(name="learned", bins=4),
                              "offset_noise": 0.1}),
 }

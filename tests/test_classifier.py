@@ -90,18 +90,7 @@ def test_a_classifier_is_no_first_stage(run, make_ldm_config):
         launch.prepare(make_ldm_config(run))
 
 
-def test_a_sweep_of_guidance_weights_is_the_evaluation_at_each(trained_ldm):
-    """Catches rows of another weight than the one beside them, other seeds or labels at each, and settings that tell one weight."""
-    ldm_model, asked = ldm.load(trained_ldm), {"steps": 2}
-    found = evaluate.sweep(ldm_model, output.Request(20, seed=5, batch_size=20, sampling=asked), (1.0, 4.0))
-    for row in found["rows"]:
-        alone = evaluate.evaluate(ldm_model, output.Request(20, seed=5, batch_size=20, sampling=asked | {"guidance": row["scale"]}))
-        assert row["accuracy"] == alone["accuracy"]["samples"] and row["frechet_distance"] == alone["frechet_distance"]["samples"]
-    assert found["rows"][0]["frechet_distance"] != found["rows"][1]["frechet_distance"]
-    told = evaluate.told(found, "tiny")
-    assert "n 20 a scale" in told and "seeds 5..24" in told and "guidance by row" in told
-
-
+@pytest.mark.slow
 def test_a_sweep_of_a_guides_scales_guides_by_it(model, trained_autoencoder, make_ldm_config, tmp_path):
     """Catches a guide that is not read, a scale 0 that is refused or guided, labels that go with other samples, and a weaker model
     at 1 that is evaluated."""

@@ -12,7 +12,7 @@ from tests import runs
 from tests.runs import EIGHT_FSDP, ONE, SAVE_EVERY, STEPS, TWO
 
 SEED = int(os.environ.get("KILL_SEED", time.time_ns() % 10**6))
-KILLS = {("kl", ONE): 2, ("ldm", ONE): 2, ("vq", ONE): 1, ("kl", EIGHT_FSDP): 1, ("ldm", EIGHT_FSDP): 1, ("kl", TWO): 1, ("ldm", TWO): 1}
+KILLS = {("kl", ONE): 3, ("ldm", ONE): 3, ("vq", ONE): 1, ("kl", EIGHT_FSDP): 1, ("ldm", EIGHT_FSDP): 1, ("kl", TWO): 1, ("ldm", TWO): 1}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,10 @@ def name_of(case) -> str:
     return f"{kind}_on_{devices}_devices_of_{processes}_processes"
 
 
-@pytest.mark.parametrize("case", KILLS, ids=name_of)
+QUICK = {("kl", ONE), ("ldm", TWO)}  # each stage once; the others are slow
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=name_of(case), marks=[pytest.mark.slow] * (case not in QUICK)) for case in KILLS])
 def test_killed_and_resumed_equals_undisturbed(shared, case):
     """Mistake: anything that a step changes and a checkpoint lacks (an optimizer, batch statistics, codebook use, what the times
     remember, the step that keys are made from), data that start again, a save that counts before it is whole, lines of metrics lost

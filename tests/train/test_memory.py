@@ -1,44 +1,10 @@
-"""A run whose times remember their losses and whose log-variance is learned: saved, resumed, sampled; and its config."""
+"""Configs of times that remember and of a learned log-variance. That such a run resumes bit for bit is in tests/test_resume.py."""
 
-import dataclasses
-import shutil
-
-import numpy as np
 import pytest
 
 from ldm_jax import choices
 from ldm_jax import experiment as ex
 from ldm_jax.core.errors import UserError
-from tests import runs
-
-CHANGES = {"times": {"name": "importance", "remembered": 2, "bins": 4}, "log_variance": {"name": "learned"}, "offset_noise": 0.1,
-           "schedule": {"name": "cosine", "steps": 40}, "prediction": {"name": "noise"}, "weight": {"name": "elbo"}}
-
-
-def test_resume_is_an_equality_with_a_memory(trained_autoencoder, make_ldm_config):
-    """Catches a memory or a log-variance that a checkpoint lacks or that starts again, one that no step changes, and samples that read
-    the log-variance."""
-    import ldm_jax as ldm
-    from ldm_jax import launch
-
-    first = trained_autoencoder
-    whole, parts = first.parent / "memory_whole", first.parent / "memory_parts"
-    config = make_ldm_config(first, **CHANGES, **{"run.steps": 8, "run.save_every": 4})
-    launch.train(config, str(whole))
-    shutil.copytree(whole, parts)
-    shutil.rmtree(parts / "checkpoints" / "8")
-    launch.train(config, str(parts))
-    assert runs.different(whole, parts, 8) == []
-    state, lines = runs.state_of(whole, 8), runs.lines(whole)
-    assert state["train/extra/times/seen"].sum() == 64 and np.all(state["train/extra/times/losses"] > 0)
-    assert 0 < np.abs(state["ema/log_variance/u"]).max() < np.abs(state["params/log_variance/u"]).max()
-    assert lines[0]["times/known"] < 1 and lines[0]["times/effective"] == pytest.approx(1)
-    assert lines[-1]["times/known"] == 1 and lines[-1]["times/effective"] < 1 and lines[-1]["log_variance"] != 0
-    model = ldm.load(str(whole))
-    images = model.sample(seeds=[0], steps=2, guidance=1.0)
-    other = dataclasses.replace(model, params=model.params | {"log_variance": {"u": np.full(40, 9.0, np.float32)}})
-    np.testing.assert_array_equal(other.sample(seeds=[0], steps=2, guidance=1.0), images)
-
 
 FACTS = choices.Facts(channels=1, resolution=32, classes=10)
 

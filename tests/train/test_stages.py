@@ -43,8 +43,8 @@ REVIVAL = {"decay": 0.5, "threshold": 0.5, "every": 2}
 @pytest.mark.parametrize("changes, names", [
     ({}, {"kl"}),
     ({"model.bottleneck": VQ, "revival": REVIVAL, "critic": PATCH}, {"codebook/revived", "critic/weight", "critic/loss"}),
-    ({"model.bottleneck": LEGACY, "critic": PATCH | {"loss": "vanilla"}, "loss.pixel": "l2", "optimizer": {"name": "adam"}},
-     {"critic/loss"}),
+    pytest.param({"model.bottleneck": LEGACY, "critic": PATCH | {"loss": "vanilla"}, "loss.pixel": "l2", "optimizer": {"name": "adam"}},
+                 {"critic/loss"}, marks=pytest.mark.slow),
 ])
 def test_stage_1_takes_steps_and_learns(make_autoencoder_config, batch, changes, names):
     """Mistake: a choice that cannot be traced, a loss without gradient, a metric that is not told, numbers that are not finite."""
@@ -87,8 +87,9 @@ ALONE = {"conditioner": {"name": "none"}, "sampling.guidance": 1.0}
 
 @pytest.mark.parametrize("changes", [
     {"prediction": {"name": "noise"}, "weight": {"name": "min_snr"}, "loss": {"name": "l1"}, "schedule": {"name": "cosine"}} | ALONE,
-    {"prediction": {"name": "clean"}, "schedule": {"name": "linear"}, "times": {"name": "stratified"}, "time_input": {"name": "log_snr"},
-     "network.levels": TRANSFORMER, "conditioner": {"name": "class", "width": 8, "into": "tokens"}, "network.dropout": 0.1},
+    pytest.param({"prediction": {"name": "clean"}, "schedule": {"name": "linear"}, "times": {"name": "stratified"},
+                  "time_input": {"name": "log_snr"}, "network.levels": TRANSFORMER,
+                  "conditioner": {"name": "class", "width": 8, "into": "tokens"}, "network.dropout": 0.1}, marks=pytest.mark.slow),
     {"schedule": {"name": "flow"}, "prediction": {"name": "flow"}, "time_input": {"name": "scaled"}, "times": {"name": "logit_normal"},
      "loss": {"name": "huber"}} | ALONE,
     {"schedule": {"name": "edm"}, "prediction": {"name": "edm"}, "time_input": {"name": "quarter_log_sigma"}, "offset_noise": 0.1,
