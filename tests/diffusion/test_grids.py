@@ -139,6 +139,7 @@ def test_after_keeps_the_last_steps():
     (lambda: karras(SD, 5, rho=0.0), "rho=0"),
     (lambda: after(trailing(SD, 10), 0.0), "strength=0"),
     (lambda: after(trailing(SD, 10), float("nan")), "strength=nan"),
+    (lambda: after(trailing(SD, 10), "half"), "strength='half'"),
     (lambda: after(trailing(SD, 10), 0.01), "leaves no step"),
     (lambda: karras(ZERO, 5), "infinite"),
     (lambda: exponential(Flow(), 5), "infinite"),

@@ -130,6 +130,7 @@ def test_device_levels_are_the_host_table():
     (lambda: linear(steps=0), "steps=0"),
     (lambda: cosine(s=-1.0), "s=-1.0"),
     (lambda: from_betas([0.1, float("nan")]), "time 1"),
+    (lambda: from_betas([0.1], zero_terminal=True), "there is one time"),
     (lambda: from_alpha_bars((0.5, 0.6)), "from time 0 to 1"),
     (lambda: from_alpha_bars((0.5, 0.0, 0.0)), "from time 1 to 2"),
     (lambda: Discrete((), ()), "one level per training time"),
