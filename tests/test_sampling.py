@@ -204,7 +204,9 @@ REFUSED = [
     ({"guidance": {"name": "autoguidance", "weight": 2.0}}, "needs a guide"),
     ({"guidance": {"name": "perturbed", "weight": 2.0, "places": ("down_0",)}}, "has self-attention in down_1, middle, up_1"),
     ({"sampler": "langevine"}, "sampler.name='langevine': expected one of"), ({"threshold": "clop"}, "threshold.name='clop'"),
-    ({"negativ": 1}, "negativ=1: sampling takes negative")]
+    ({"negativ": 1}, "negativ=1: sampling takes negative"), ({"every": 1.5}, "every=1.5: expected a whole number"),
+    ({"guide": 3, "guidance": 2.0}, "guide=3: expected a loaded model"),
+    ({"init": DIGITS, "mask": "white"}, "mask: expected numbers from 0 to 1, got 'white'")]
 
 
 @pytest.mark.parametrize("asked, says", REFUSED, ids=[says for _, says in REFUSED])
