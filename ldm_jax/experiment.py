@@ -10,7 +10,7 @@ from ldm_jax.config_tree import Problems
 from ldm_jax.core.choose import choose, fill, fits, nearest
 from ldm_jax.core.errors import UserError
 from ldm_jax.diffusion.loss import Objective
-from ldm_jax.models.condition import CONDITIONERS
+from ldm_jax.models.conditioners import CONDITIONERS
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.train.autoencoder_stage import CRITICS, AutoencoderStage, Loss, Revival
 from ldm_jax.train.classifier_stage import ClassifierStage

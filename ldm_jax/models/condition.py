@@ -89,6 +89,3 @@ class ClassConditioner(nn.Module):
         wrong = label[(label < 0) | (label >= self.classes)]
         if wrong.size:
             raise UserError(f"label={wrong[0]}: expected a class from 0 to {self.classes - 1}")
-
-
-CONDITIONERS = {"none": Unconditional, "class": ClassConditioner}

@@ -8,7 +8,8 @@ import pytest
 from ldm_jax.core.choose import choose
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.types import Condition
-from ldm_jax.models.condition import CONDITIONERS, ClassConditioner, Unconditional
+from ldm_jax.models.condition import ClassConditioner, Unconditional
+from ldm_jax.models.conditioners import CONDITIONERS
 
 FIELDS = {"label": np.int32([2, 0, 2])}
 
