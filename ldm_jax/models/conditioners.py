@@ -4,9 +4,11 @@ from collections.abc import Mapping
 
 from ldm_jax.core.choose import choose
 from ldm_jax.models.condition import ClassConditioner, Unconditional
+from ldm_jax.models.given_tokens import Tokens
 from ldm_jax.models.several_condition import Several
 from ldm_jax.models.size_condition import Sizes
 from ldm_jax.models.spatial_condition import Depth, Inpainting, LowResolution, SemanticMap
+from ldm_jax.models.text_condition import BertText, ClipText, TwoClipText
 
 
 def several(parts: tuple[Mapping, ...], classes: int, factor: int) -> Several:
@@ -14,7 +16,8 @@ def several(parts: tuple[Mapping, ...], classes: int, factor: int) -> Several:
     return Several(tuple(conditioner(part, f"config.conditioner.parts[{i}]", classes, factor) for i, part in enumerate(parts)))
 
 
-CONDITIONERS = {"none": Unconditional, "class": ClassConditioner, "inpainting": Inpainting, "depth": Depth, "low_resolution": LowResolution,
+CONDITIONERS = {"none": Unconditional, "class": ClassConditioner, "clip_text": ClipText, "two_clip_text": TwoClipText,
+                "bert_text": BertText, "tokens": Tokens, "inpainting": Inpainting, "depth": Depth, "low_resolution": LowResolution,
                 "semantic_map": SemanticMap, "sizes": Sizes, "several": several}
 OF_LABELS = ("class", "several")
 
