@@ -51,15 +51,17 @@ class MiddleSpec:
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
-    """What all blocks of a U-Net share: dropout rate, whether time scales and shifts, compute dtype; and the places (names of
+    """What all blocks of a U-Net share: dropout rate, whether time scales and shifts, compute dtype, and GroupNorm's groups.
 
-    the parts, "middle", "down_0") whose self-attention is disturbed, each position attending to itself alone.
+    identity: the places (names of the parts, "middle", "down_0") whose self-attention is disturbed, each position attending
+    to itself alone.
     """
 
     dropout: float
     scale_shift: bool
     dtype: str
     identity: tuple[str, ...] = ()
+    groups: int = 0
 
 
 def check_attention(spec: LevelSpec | MiddleSpec, width: int, where: str) -> None:

@@ -6,6 +6,8 @@ that start; biases start at 0 (torch draws them too). A layer with `zero=True` s
 Products follow `jax.default_matmul_precision`; nothing here fixes a precision.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,24 @@ def compute_dtype(name: str):
     if name not in DTYPES:
         raise UserError(f"dtype={name!r}: expected one of {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def shared_groups(groups: int, widths) -> int:
+    """What GroupNorm's `groups` is in a network of these widths: the number itself, 0 (each width's own), or for -1 the number
+    that all of them share, the smallest of their own.
+
+    Raises:
+      UserError: a number that does not divide every width.
+    """
+    widths = list(widths)
+    if groups == -1:
+        return min(normalise.groups_for(math.gcd(*widths)), *map(normalise.groups_for, widths))
+    wrong = [width for width in widths if groups < 0 or groups and width % groups]
+    if wrong:
+        fitting = [n for n in (1, 2, 4, 8, 16, 32) if all(width % n == 0 for width in widths)]
+        raise UserError(f"groups={groups}: a norm of width {wrong[0]} cannot have them; expected -1 (one number for all), 0 (each "
+                        f"width's own), or one of {', '.join(map(str, fitting))}")
+    return groups
 
 
 def _kernel_init(zero: bool):
@@ -72,16 +92,20 @@ class Dense(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation in `ops.normalise.groups_for` groups, with scale and offset; `eps` is 1e-6 in first stages, 1e-5 in U-Nets."""
+    """Group normalisation with scale and offset; `eps` is 1e-6 in first stages, 1e-5 in U-Nets.
+
+    groups: their number, or 0 for what `ops.normalise.groups_for` gives the width.
+    """
 
     eps: float
     dtype: str = "float32"
+    groups: int = 0
 
     @nn.compact
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        normal = normalise.group_norm(x, normalise.groups_for(x.shape[-1]), self.eps)
+        normal = normalise.group_norm(x, self.groups or normalise.groups_for(x.shape[-1]), self.eps)
         return (normal * scale + bias).astype(compute_dtype(self.dtype))
 
 
