@@ -6,8 +6,6 @@ that start; biases start at 0 (torch draws them too). A layer with `zero=True` s
 Products follow `jax.default_matmul_precision`; nothing here fixes a precision.
 """
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,15 +29,15 @@ def compute_dtype(name: str):
 
 
 def shared_groups(groups: int, widths) -> int:
-    """What GroupNorm's `groups` is in a network of these widths: the number itself, 0 (each width's own), or for -1 the number
-    that all of them share, the smallest of their own.
+    """What GroupNorm's `groups` is in a network of these widths: the number itself, 0 (each width's own), or for -1 the
+    smallest of their own, which all of them can share.
 
     Raises:
       UserError: a number that does not divide every width.
     """
     widths = list(widths)
     if groups == -1:
-        return min(normalise.groups_for(math.gcd(*widths)), *map(normalise.groups_for, widths))
+        return min(map(normalise.groups_for, widths))  # powers of 2: the smallest divides them all
     wrong = [width for width in widths if groups < 0 or groups and width % groups]
     if wrong:
         fitting = [n for n in (1, 2, 4, 8, 16, 32) if all(width % n == 0 for width in widths)]

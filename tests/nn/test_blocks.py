@@ -8,8 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
-from ldm_jax.nn.attention import PlainAttention, SpatialAttention, TokenAttention  # noqa: E402
 from ldm_jax.core.errors import UserError  # noqa: E402
+from ldm_jax.nn.attention import PlainAttention, SpatialAttention, TokenAttention  # noqa: E402
 from ldm_jax.nn.layers import Dense, GroupNorm, compute_dtype, shared_groups  # noqa: E402
 from ldm_jax.nn.resample import FIRST_STAGE_PADDING, UNET_PADDING, Downsample, Upsample  # noqa: E402
 from ldm_jax.nn.residual import ResBlock, TimeResBlock  # noqa: E402
