@@ -214,7 +214,7 @@ def test_small_blocks_hear_the_time(width):
 
 def test_groups_that_a_network_shares():
     """Mistake: a number that is right for one width and leaves one channel a group, or none whole, in another."""
-    assert [shared_groups(-1, widths) for widths in ([48, 96], [16, 32, 64], [128, 160], [192, 960], [8, 12])] == [8, 4, 32, 32, 1]
+    assert [shared_groups(-1, widths) for widths in ([48, 96], [16, 32, 64], [128, 160], [192, 960], [8, 12])] == [8, 4, 32, 32, 2]
     assert shared_groups(0, [5]) == 0 and shared_groups(8, [16, 40]) == 8
     with pytest.raises(UserError, match="groups=32: a norm of width 48 cannot have them; .* or one of 1, 2, 4, 8, 16$"):
         shared_groups(32, [96, 48])
