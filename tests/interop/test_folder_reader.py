@@ -13,8 +13,9 @@ from ldm_jax.interop.folder_reader import is_folder, read_folder
 UNET = {"conv_in.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "conv_in.bias": np.ones(2, np.float32)}
 TEXT = {"text_model.embeddings.token_embedding.weight": np.ones((3, 2), np.float32),
         "text_model.embeddings.position_ids": np.arange(3)}
-INDEX = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "DDIMScheduler"],
-         "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+INDEX = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"],
+         "scheduler": ["diffusers", "DDIMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+         "tokenizer": ["transformers", "CLIPTokenizer"],
          "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"], "image_encoder": [None, None],
          "requires_safety_checker": True}
 
