@@ -70,14 +70,15 @@ def first_stage(multipliers: tuple[int, ...], latent_channels: int, attention: t
                 middle_attention=middle_attention, latent_channels=latent_channels, dropout=0.0, dtype="float32", bottleneck=bottleneck)
 
 
-def clip_text(spec: dict, skip: int = 0, final_norm: bool = True, drop: float = 0.1) -> dict:
+def clip_text(spec: dict, skip: int = 0, final_norm: bool = True, **more) -> dict:
     """config.conditioner of a CLIP text encoder; skip and final_norm: which of its hidden states is told."""
-    return dict(name="clip_text") | spec | dict(skip=skip, final_norm=final_norm, drop=drop)
+    return dict(name="clip_text") | spec | dict(skip=skip, final_norm=final_norm, drop=0.1) | more
 
 
-def bert_text(width: int, layers: int, vocabulary: int = 30522, length: int = 77, **more) -> dict:
-    """config.conditioner of LDM's own text encoder."""
-    return dict(name="bert_text", width=width, layers=layers, vocabulary=vocabulary, length=length, drop=0.1) | more
+def bert_text(width: int, layers: int, **more) -> dict:
+    """config.conditioner of LDM's own text encoder; bos, eos and pad are those of bert-base-uncased."""
+    return dict(name="bert_text", width=width, layers=layers, heads=8, head_width=64, vocabulary=30522, length=77, bos=101, eos=102, pad=0,
+                logits=True, drop=0.1) | more
 
 
 def several(*parts: dict) -> dict:

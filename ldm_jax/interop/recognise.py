@@ -22,13 +22,15 @@ ENCODERS = (  # prefix, form, a tensor that it has
     ("conditioner.embedders.0.model.", "openclip", "token_embedding.weight"),
     ("conditioner.embedders.1.model.", "openclip", "token_embedding.weight"),
     ("cond_stage_model.transformer.", "hf", "text_model.embeddings.token_embedding.weight"),
-    ("cond_stage_model.transformer.", "hf_flat", "embeddings.token_embedding.weight"),
+    ("cond_stage_model.transformer.", "hf", "embeddings.token_embedding.weight"),
     ("cond_stage_model.model.", "openclip", "token_embedding.weight"),
     ("cond_stage_model.transformer.", "x_transformers", "token_emb.weight"),
     ("cond_stage_model.", "class", "embedding.weight"),
     ("cond_stage_model.", "rescaler", "channel_mapper.weight"),
     ("cond_stage_model.", "first_stage", "encoder.conv_in.weight"),
+    (f"{NETWORK}label_emb.", "labels", "weight"),
 )
+NO_ENCODERS = ("first_stage", "labels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +38,9 @@ class Parts:
     """Where the parts of a model stand in a file.
 
     network, ema, first_stage: prefixes of their tensors' names ("" in a file of one part alone), None where the file has none.
-    conditioner: (prefix, form) of each: forms "hf", "hf_flat", "openclip", "x_transformers" of text encoders, "class" (a table),
-      "rescaler", "first_stage" (the same tensors as the first stage, once more).
+    conditioner: (prefix, form) of each: forms "hf" (with or without "text_model."), "openclip", "x_transformers" of text encoders,
+      "class" (a table of classes), "labels" (a table of other labels, inside the network), "rescaler", "first_stage" (the same tensors
+      as the first stage, once more).
     proj: whether transformers' proj_in and proj_out are 1x1 convolutions, "conv", or "linear" layers.
     vector: "text_time" where a vector is projected, else "": what `unet_places` takes.
     scale_factor: whether the file has a buffer of that name, which wins over the Description's.
@@ -74,10 +77,10 @@ def recognise(shapes: Shapes, kind: str = "", where: str = "") -> tuple[Descript
     try:
         net = None if found["network"] is None else structure.network(below(shapes, found["network"]))
         stage = None if found["first_stage"] is None else structure.first_stage(below(shapes, found["first_stage"]), 256)
-        texts = [_text(below(shapes, prefix), form) for prefix, form in encoders]
+        texts = [_text(below(shapes, prefix), form) for prefix, form in encoders if form not in NO_ENCODERS]
     except KeyError as error:
-        raise UserError(f"{where}: {error.args[0]} is missing: no U-Net or autoencoder of the latent diffusion family is without it") from None
-    traits = traits_of(net, stage, tuple(form for _, form in encoders), texts)
+        raise UserError(f"{where}: {error.args[0]} is missing; no U-Net or autoencoder of latent diffusion is without it") from None
+    traits = traits_of(net, stage, tuple(form for _, form in encoders if form not in NO_ENCODERS), texts)
     seen = _Seen(net, stage, tuple(texts), "scale_factor" in shapes)
     like, described = _choose(traits, seen, kind, where, shapes)
     if described.scale_factor == 0 and not seen.scale:
@@ -103,8 +106,8 @@ def _prefixes(shapes: Shapes, where: str) -> dict[str, str | None]:
              "ema": EMA if any(name.startswith(f"{EMA}diffusion_model") for name in shapes) else None,
              "first_stage": prefix(FIRST_STAGE, "encoder.conv_in.weight")}
     if found["network"] is None and found["first_stage"] is None:
-        raise UserError(f"{where}: no U-Net ({NETWORK}input_blocks...) and no autoencoder ({FIRST_STAGE}encoder... or encoder...) among its "
-                        f"{len(shapes)} tensors; the first are {', '.join(list(shapes)[:3])}. Expected a CompVis or Stability checkpoint")
+        raise UserError(f"{where}: no U-Net ({NETWORK}input_blocks...) and no autoencoder ({FIRST_STAGE}encoder... or encoder...) among "
+                        f"its {len(shapes)} tensors; the first are {', '.join(list(shapes)[:3])}. Expected a CompVis or Stability checkpoint")
     return found
 
 
@@ -114,13 +117,13 @@ def _encoders(shapes: Shapes) -> tuple[tuple[str, str], ...]:
 
 def _text(shapes: Shapes, form: str) -> dict:
     """The numbers of what stands below a conditioner's prefix."""
-    if form in ("hf", "hf_flat", "openclip"):
+    if form in ("hf", "openclip"):
         return structure.clip_of(shapes, form)
     if form == "x_transformers":
         return structure.bert_of(shapes)
     if form == "class":
         return dict(rows=shapes["embedding.weight"][0], width=shapes["embedding.weight"][1])
-    return dict(channels=shapes["channel_mapper.weight"][0], classes=shapes["channel_mapper.weight"][1]) if form == "rescaler" else {}
+    return dict(channels=shapes["channel_mapper.weight"][0], classes=shapes["channel_mapper.weight"][1])
 
 
 def _choose(traits: Traits, seen: _Seen, kind: str, where: str, shapes: Shapes) -> tuple[tuple[str, ...], Description]:
@@ -133,6 +136,8 @@ def _choose(traits: Traits, seen: _Seen, kind: str, where: str, shapes: Shapes) 
         raise UserError(f"{where}: kind={kind} does not fit: {misfit(ZOO[kind], shapes)}. The file holds {looks_like(traits, seen.net)}"
                         f"{f'; that is {_or(exact)}' if exact else ''}")
     like = [kind] if kind else exact or _nearest(fitting, rows, traits)
+    if traits["encoders"] is None and seen.net is not None:  # a model without encoders rather than one that lost them
+        like = [name for name in like if rows[name]["encoders"] == ()] or like
     if not like:
         raise UserError(f"{where}: no published model is built like this: it holds {looks_like(traits, seen.net)}; known: {', '.join(ZOO)}")
     described = {name: _described(name, seen) for name in like}
@@ -145,7 +150,7 @@ def _choose(traits: Traits, seen: _Seen, kind: str, where: str, shapes: Shapes) 
         what = "; ".join(f"{key}: {', '.join(f'{_short(one[key])} ({name})' for name, one in zip(like, told))}" for key in differing)
         raise UserError(f"{where}: it may be {_or(like)}, and no tensor says which. They differ in {what}. Say which it is, as "
                         f"--kind={like[-1]}")
-    return tuple(like), dataclasses.replace(first, kind=like[0] if len(exact) == 1 or kind in exact else "")
+    return tuple(like), dataclasses.replace(first, kind=like[0] if len(like) == 1 and like[0] in exact else "")
 
 
 def _nearest(fitting: list[str], rows: Mapping[str, Traits], traits: Traits) -> list[str]:

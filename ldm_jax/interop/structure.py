@@ -144,4 +144,5 @@ def clip_of(shapes: Shapes, form: str) -> dict:
 def bert_of(shapes: Shapes) -> dict:
     """The numbers of LDM's text encoder, of names without prefix."""
     (vocabulary, width), length = shapes["token_emb.weight"], shapes["pos_emb.emb.weight"][0]
-    return dict(width=width, layers=count(shapes, "attn_layers.layers.{}.") // 2, vocabulary=vocabulary, length=length)
+    return dict(width=width, layers=count(shapes, "attn_layers.layers.{}.") // 2, vocabulary=vocabulary, length=length,
+                logits="to_logits.weight" in shapes)

@@ -15,8 +15,7 @@ TEXTS = {"clip_text": ("clip",), "two_clip_text": ("clip", "clip"), "bert_text":
 
 
 def traits_of(net: SeenNetwork | None, stage: Mapping | None, encoders: tuple[str, ...], texts: Sequence[Mapping]) -> Traits:
-    """Of a file."""
-    encoders = tuple("hf" if form == "hf_flat" else form for form in encoders if form != "first_stage")
+    """Of a file; encoders: the forms of those in it."""
     network = None
     if net is not None:
         network = dict(levels=net.levels, middle=net.middle, scale_shift=net.scale_shift, width=net.levels[0]["width"], tokens=net.tokens,

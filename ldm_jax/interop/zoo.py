@@ -76,23 +76,24 @@ NETS = {
 NOTHING = dict(name="none")
 SD1_TEXT = clip_text(CLIP_L)
 SD2_TEXT = clip_text(OPEN_CLIP_H, skip=1)
-SDXL_TEXT = dict(name="two_clip_text", first=CLIP_L | dict(skip=1, final_norm=False), null="zeros", drop=0.1,
+SDXL_TEXT = dict(name="two_clip_text", first=CLIP_L | dict(skip=1, final_norm=False), untold="zeros", drop=0.1,
                  second=OPEN_CLIP_BIG_G | dict(skip=1, final_norm=False))
 INPAINTING = dict(name="inpainting", order=("mask", "masked"), hole=0.0)
+BOXES = bert_text(512, 16, vocabulary=8192, length=92, bos=-1, eos=-1, drop=0.0, reads="boxes_tokens")  # 30 boxes of 3 ids, a crop of 2
 SEMANTIC_MAP = dict(name="semantic_map", classes=182, halvings=2, channels=3)
 CONDITIONERS = {  # those not named are told nothing
     "cin256": dict(name="class", width=512, drop=0.0, into="tokens"),
     "cin256-v2": dict(name="class", width=512, drop=0.1, into="tokens"),
     "text2img256": bert_text(640, 32),
     "text2img-large": bert_text(1280, 32),
-    "layout2img": bert_text(512, 16, vocabulary=8192, length=92, drop=0.0, field="boxes_tokens"),
+    "layout2img": BOXES,
     "semantic256": SEMANTIC_MAP,
     "semantic512": SEMANTIC_MAP,
     "bsr-sr": dict(name="low_resolution"),
     "inpainting-big": dict(name="inpainting", order=("masked", "mask"), hole=-1.0),
-    "rdm768": dict(name="tokens", width=768, drop=0.1),
-    "rdm-imagenet": dict(name="tokens", width=512, drop=0.1),
-    "rdm-ffhq": dict(name="tokens", width=512, drop=0.1),
+    "rdm768": dict(name="tokens", width=768, count=1, drop=0.1),
+    "rdm-imagenet": dict(name="tokens", width=512, count=4, drop=0.1),
+    "rdm-ffhq": dict(name="tokens", width=512, count=4, drop=0.1),
     "sd1": SD1_TEXT,
     "sd1-inpainting": several(SD1_TEXT, INPAINTING),
     "sd2-base": SD2_TEXT,
@@ -101,7 +102,7 @@ CONDITIONERS = {  # those not named are told nothing
     "sd2-depth": several(SD2_TEXT, dict(name="depth")),
     "sd2-x4-upscaler": several(SD2_TEXT, dict(name="low_resolution", levels=1000, width=1024)),
     "sdxl": several(SDXL_TEXT, dict(name="sizes", count=6)),
-    "sdxl-refiner": several(clip_text(OPEN_CLIP_BIG_G, skip=1, final_norm=False), dict(name="sizes", count=5)),
+    "sdxl-refiner": several(clip_text(OPEN_CLIP_BIG_G, skip=1, final_norm=False, vector="pooled"), dict(name="sizes", count=5)),
 }
 
 SD_SCHEDULE, LDM_SCHEDULE = scaled_linear(0.00085, 0.012), scaled_linear(0.0015, 0.0195)
@@ -135,12 +136,13 @@ def _diffusion(kind: str) -> Description:
     stage = FIRST_STAGES[STAGES.get(kind, "sd-vae" if stable else "vq-f4")]
     if kind == "sd2-x4-upscaler":
         schedule, stage = scaled_linear(1e-4, 0.02), UPSCALER_STAGE
+    side = SIDES.get(kind, 512 if stable else 256)
+    stage = stage | {"attention": tuple(at * side // 256 for at in stage["attention"])}
     factor = FACTORS.get(kind, SCALES[STAGES.get(kind, "sd-vae")] if stable else 1.0)
     sections = dict(network=NETS[kind].section(), conditioner=CONDITIONERS.get(kind, NOTHING), schedule=schedule,
                     prediction=dict(name="v" if kind in ("sd2", "sd2-x4-upscaler") else "noise"), time_input=dict(name="index"),
                     sampling=EULER if kind in ("sdxl", "sdxl-refiner") else SAMPLING.get(kind, sampling("ddim", 200)))
-    return Description(kind, stage, sections, factor, SIDES.get(kind, 512 if stable else 256),
-                       classes=1000 if kind.startswith("cin256") else 0)
+    return Description(kind, stage, sections, factor, side, classes=1000 if kind.startswith("cin256") else 0)
 
 
 HEADS = {kind: net.heads for kind, net in NETS.items()}
