@@ -27,24 +27,14 @@ from ldm_jax.diffusion.sample import advance, image_keys
 from ldm_jax.loading import Opened, load_first_stage, trained_on
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.ops.images import from_uint8, to_uint8
+from ldm_jax.precision import check_dtype, in_dtype
 from ldm_jax.sampling import KEYS, generate, parts_of
 from ldm_jax.sampling import NetworkCall as NetworkCall
+from ldm_jax.tiles import PART, Share, decoded, encoded
 from ldm_jax.train.loop import fetch
 from ldm_jax.train.sharding import batch_sharding, make_mesh
 
 WEIGHTS = ("ema", "raw")
-PART = 64  # images that are encoded or decoded at a time
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(first_stage: FirstStage, params, latent):
-    return first_stage.decode(params, latent)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(first_stage: FirstStage, params, image):
-    return first_stage.encode(params, image)
-
 
 @functools.partial(jax.jit, static_argnums=0)
 def _conditions(conditioner, params, fields: Mapping[str, jax.Array]) -> Condition:
@@ -127,7 +117,8 @@ class Model:
           progress: called with the number of images done after each batch.
           rounding: "round", or "truncate" as the LDM scripts do.
           **asked: sampler, grid, steps, guidance, threshold (see `sampling`), and what `Asked` lists: negative, guide,
-            guide_condition, init, strength, mask, noise, every, callback.
+            guide_condition, init, strength, mask, noise, every, callback, size, tile, decode_batch, refiner, refiner_condition,
+            handover.
 
         Raises:
           UserError: an unknown name, a number out of range, conditions that are not N.
@@ -155,7 +146,8 @@ class Model:
             inputs = jax.tree.map(lambda leaf: self._split(leaf[places]), job.inputs)  # noqa: B023 (used at once)
             keys = self._split_keys(image_keys([seeds[i] for i in places]))
             latent = generate(self.experiment, job.way, job.params, inputs, keys, job.watch(low, high - low))
-            images = to_uint8(fetch(_decode(self.first_stage, self.first_params, latent))[:high - low], rounding)
+            images = to_uint8(decoded(self.first_stage, self.first_params, latent, self._share(job.share), self._split)[:high - low],
+                              rounding)
             yield job.finished(images, places[:high - low])
             if progress:
                 progress(high)
@@ -178,23 +170,27 @@ class Model:
             done.append(fetch(state.x)[:len(places)])
         return np.concatenate(done)
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """uint8 [N, H, W, C], or float in [-1, 1] -> unit-variance latents [N, h, w, c] (KL: the mean; VQ: before quantisation)."""
+    def encode(self, images: np.ndarray, *, tile: int | None = None, batch_size: int = PART) -> np.ndarray:
+        """uint8 [N, H, W, C], or float in [-1, 1] -> unit-variance latents [N, h, w, c] (KL: the mean; VQ: before quantisation).
+
+        tile, batch_size: as in `decode`; a tile is counted in latents.
+        """
         images = np.asarray(images)
         images = from_uint8(images) if images.dtype == np.uint8 else images.astype(np.float32)
         if not np.isfinite(images).all() or np.abs(images).max(initial=0) > 1.001:
             raise UserError("images: expected uint8, or float in [-1, 1]")
-        return self._by_parts(_encode, images)
+        return encoded(self.first_stage, self.first_params, images, Share(tile, batch_size))
 
-    def decode(self, latents: np.ndarray, rounding: str = "round") -> np.ndarray:
-        """Unit-variance latents [N, h, w, c] -> images uint8 [N, H, W, C]."""
+    def decode(self, latents: np.ndarray, rounding: str = "round", *, tile: int | None = None, batch_size: int = PART) -> np.ndarray:
+        """Unit-variance latents [N, h, w, c] -> images uint8 [N, H, W, C].
+
+        Args:
+          tile: the side, in latents, of overlapping tiles that are decoded one by one and blended, for images that do not fit whole;
+            group norms and attention see a tile alone, so that pixels differ by a little. None decodes whole.
+          batch_size: images at a time; 1 takes the least memory.
+        """
         expect("latents", np.asarray(latents), "N h w c", c=self.experiment.latent_shape[2])
-        return to_uint8(self._by_parts(_decode, np.asarray(latents, np.float32)), rounding)
-
-    def _by_parts(self, function, rows: np.ndarray) -> np.ndarray:
-        """function(first_stage, its parameters, rows), PART rows at a time, so that memory does not grow with their number."""
-        parts = [rows[i:i + PART] for i in range(0, max(len(rows), 1), PART)]
-        return np.concatenate([np.asarray(fetch(function(self.first_stage, self.first_params, jnp.asarray(part)))) for part in parts])
+        return to_uint8(decoded(self.first_stage, self.first_params, np.asarray(latents, np.float32), Share(tile, batch_size)), rounding)
 
     def spread(self, condition: Condition | None, number: int) -> Condition:
         """The condition of `number` images on the host, from one for each, or one for all; None is the null."""
@@ -206,6 +202,9 @@ class Model:
 
     def _split_keys(self, keys: jax.Array) -> jax.Array:
         return jax.random.wrap_key_data(self._split(jax.random.key_data(keys)), impl="threefry2x32")
+
+    def _share(self, share: Share) -> Share:
+        return share if share.images is None else dataclasses.replace(share, images=self.round_up(share.images))
 
     def round_up(self, number: int) -> int:
         """The next batch size that all devices can share."""
@@ -221,18 +220,20 @@ class Model:
             raise UserError(f"{what}: this is {kind} ({self.manifest.task}); it can encode and decode. {mend}")
 
 
-def load(path, weights: str = "ema", mesh: Mesh | None = None) -> Model:
+def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None = None) -> Model:
     """A model from a run folder, one step of it, or a bundle; both stages, by the manifest.
 
     Args:
       weights: "ema", the moving average where the run kept one, or "raw".
       mesh: where to compute; by default all devices.
+      dtype: what to compute in, "bfloat16" (kernels are then kept in it too, in half the memory) or "float32"; None is the model's own.
 
     Raises:
       UserError: nothing there, damaged, of another architecture, or with a first stage that has changed since.
     """
     if weights not in WEIGHTS:
         raise UserError(f"weights={weights!r}: expected one of {', '.join(WEIGHTS)}")
+    check_dtype(dtype)
     mesh = make_mesh() if mesh is None else mesh
     opened = Opened(path)
     manifest = dataclasses.replace(opened.manifest, weights=opened.which(weights))
@@ -240,13 +241,13 @@ def load(path, weights: str = "ema", mesh: Mesh | None = None) -> Model:
     facts = choices.Facts(**config.pop("facts"))
     if manifest.task == "autoencoder":
         first = load_first_stage(opened, mesh, weights)
-        return Model(ex.build(config, facts), first.stage, first.params, first.params, manifest, first.digest, mesh)
+        return in_dtype(Model(ex.build(config, facts), first.stage, first.params, first.params, manifest, first.digest, mesh), dtype)
     first = trained_on(opened, mesh)
     experiment = ex.build(config, facts, first and first.stage)
     abstract = jax.eval_shape(lambda key: experiment.stage().init(key).params, base_key(0))
     params = opened.params(weights, abstract, mesh)
     digest = content_digest({"model": jax.device_get(params)} | ({"first_stage": jax.device_get(first.params)} if first else {}))
-    return Model(experiment, experiment.first_stage, params, first.params if first else {}, manifest, digest, mesh)
+    return in_dtype(Model(experiment, experiment.first_stage, params, first.params if first else {}, manifest, digest, mesh), dtype)
 
 
 def export(path, out, weights: str = "ema") -> str:
