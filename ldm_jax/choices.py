@@ -25,8 +25,9 @@ from ldm_jax.diffusion.weights import WEIGHTS, check_weight
 from ldm_jax.models.autoencoder import AUTOENCODERS
 from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.models.first_stage import FirstStage
+from ldm_jax.models.levels import LevelSpec, MiddleSpec
 from ldm_jax.models.lora import Lora
-from ldm_jax.models.unet import LevelSpec, UNet
+from ldm_jax.models.unet import UNet
 from ldm_jax.models.units import unit_of
 from ldm_jax.train.autoencoder_stage import Loss
 from ldm_jax.train.loop import Plan
@@ -149,8 +150,10 @@ def network_of(config, latent_channels: int):
 
 
 def leveled(table, config, **given):
-    """A network whose section has levels."""
+    """A network whose section has levels and may have a middle."""
     section = dict(config["network"])
+    if section.get("middle") is not None:
+        section["middle"] = fill(MiddleSpec, section["middle"], "config.network.middle")
     levels = tuple(fill(LevelSpec, level, f"config.network.levels[{i}]") for i, level in enumerate(section.pop("levels", ())))
     return choose(table, section, "config.network", levels=levels, **given)
 

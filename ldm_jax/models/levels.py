@@ -20,9 +20,11 @@ class LevelSpec:
       depth: transformer blocks in one "transformer".
       down: how the next level is reached and left again: "conv" (convolutions), "residual" (residual blocks that
         resample), and "none" for the last level and for it alone.
+      cross_only: whether the transformers' first attention, too, is to the tokens instead of to the positions themselves (the
+        published 4x upscaler); the level then has no self-attention.
 
     Raises:
-      UserError: a number below 1, an unknown name, or a width that the heads do not divide.
+      UserError: a number below 1, an unknown name, a width that the heads do not divide, or cross_only without a transformer.
     """
 
     width: int
@@ -31,6 +33,7 @@ class LevelSpec:
     heads: int = 1
     depth: int = 1
     down: str = "conv"
+    cross_only: bool = False
 
     def __post_init__(self):
         if self.width < 1 or self.blocks < 1:
@@ -47,6 +50,7 @@ class MiddleSpec:
     attention: str = "none"
     heads: int = 1
     depth: int = 1
+    cross_only: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +67,17 @@ class BlockSpec:
 
 
 def check_attention(spec: LevelSpec | MiddleSpec, width: int, where: str) -> None:
-    """Raises UserError: an unknown attention, a depth or a number of heads below 1, or a width that the heads do not divide."""
+    """Raises UserError: an unknown attention, a depth or a number of heads below 1, a width that the heads do not divide, or
+
+    cross_only without a transformer.
+    """
     if spec.attention not in ATTENTIONS:
         raise UserError(f"{where} attention={spec.attention!r}: expected one of {', '.join(ATTENTIONS)}")
     if spec.heads < 1 or spec.depth < 1:
         raise UserError(f"{where} heads={spec.heads}, depth={spec.depth}: expected numbers of 1 and above")
+    if spec.cross_only and spec.attention != "transformer":
+        raise UserError(f"{where} cross_only=True: only attention='transformer' attends to tokens, and it is {spec.attention!r}; "
+                        "expected cross_only=False")
     if spec.attention != "none" and width % spec.heads:
         fitting = [n for n in range(1, width + 1) if width % n == 0]
         raise UserError(f"{where} width={width} is not divisible by heads={spec.heads}; "

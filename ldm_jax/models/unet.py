@@ -43,7 +43,7 @@ def _attend(h, told: Told, spec: LevelSpec | MiddleSpec, dtype: str, name: str, 
     if spec.attention == "plain":
         return PlainAttention(spec.heads, dtype, identity, name=name)(h)
     if spec.attention == "transformer":
-        return SpatialTransformer(spec.heads, spec.depth, dtype, identity, name=name)(h, told.tokens, told.mask)
+        return SpatialTransformer(spec.heads, spec.depth, dtype, identity, spec.cross_only, name=name)(h, told.tokens, told.mask)
     return h
 
 
@@ -108,7 +108,7 @@ class Middle(nn.Module):
 
 def middle_of(levels: tuple[LevelSpec, ...], middle: MiddleSpec | None) -> MiddleSpec:
     """The middle's attention: as given, or as the last level's."""
-    return middle or MiddleSpec(levels[-1].attention, levels[-1].heads, levels[-1].depth)
+    return middle or MiddleSpec(levels[-1].attention, levels[-1].heads, levels[-1].depth, levels[-1].cross_only)
 
 
 def way_down(noisy, levels: tuple[LevelSpec, ...], middle: MiddleSpec, spec: BlockSpec, told: Told, train: bool):
@@ -180,8 +180,11 @@ class UNet(nn.Module):
     @property
     def places(self) -> tuple[str, ...]:
         """The parts that have self-attention, by the names that `identity` takes."""
-        levels = [i for i, spec in enumerate(self.levels) if spec.attention != "none"]
-        middle = ("middle",) if middle_of(self.levels, self.middle).attention != "none" else ()
+        def attends_to_itself(spec):
+            return spec.attention != "none" and not spec.cross_only
+
+        levels = [i for i, spec in enumerate(self.levels) if attends_to_itself(spec)]
+        middle = ("middle",) if attends_to_itself(middle_of(self.levels, self.middle)) else ()
         return (*(f"down_{i}" for i in levels), *middle, *(f"up_{i}" for i in levels))
 
     @nn.compact
