@@ -60,6 +60,7 @@ def ldm() -> ConfigDict:
     config.loss = dict(name="l2")
     config.log_variance = dict(name="none")
     config.offset_noise = 0.0  # 0: off
+    config.lora = dict(rank=0, alpha=1.0, targets="attention")  # above rank 0 the LoRA alone is trained, on the base that init_from names
     config.sampling = dict(sampler=dict(name="dpmpp_2m"), grid=dict(name="trailing"), steps=25, guidance=2.0,
                            threshold=dict(name="none"))
     return config

@@ -12,10 +12,12 @@ from ldm_jax.core.errors import UserError
 from ldm_jax.diffusion.loss import Objective
 from ldm_jax.models.conditioners import CONDITIONERS
 from ldm_jax.models.first_stage import FirstStage
+from ldm_jax.models.lora import Lora
 from ldm_jax.train.autoencoder_stage import CRITICS, AutoencoderStage, Loss, Revival
 from ldm_jax.train.classifier_stage import ClassifierStage
 from ldm_jax.train.diffusion_stage import DiffusionStage
 from ldm_jax.train.loop import Plan
+from ldm_jax.train.lora_stage import LoraStage
 from ldm_jax.train.sharding import Layout
 from ldm_jax.train.steps import Descent
 
@@ -32,6 +34,7 @@ class Experiment:
     autoencoder: Any
     network: Any
     conditioner: Any
+    lora: Lora | None
     objective: Objective | None
     descent: Descent
     critic: Any
@@ -55,8 +58,8 @@ class Experiment:
             return AutoencoderStage(self.autoencoder, self.loss, self.critic, self.descent, self.revival).build()
         if self.task == "classifier":
             return ClassifierStage(self.objective, self.network, self.first_stage, self.latent_shape, self.descent).build()
-        return DiffusionStage(self.objective, self.network, self.conditioner, self.first_stage, self.latent_shape, self.descent,
-                              draw).build()
+        stage = DiffusionStage(self.objective, self.network, self.conditioner, self.first_stage, self.latent_shape, self.descent, draw)
+        return LoraStage(stage, self.lora).build() if self.lora else stage.build()
 
 
 def build(config: Mapping, facts: choices.Facts, first: FirstStage | None = None) -> Experiment:
@@ -106,6 +109,7 @@ def build(config: Mapping, facts: choices.Facts, first: FirstStage | None = None
         make("conditioner", choose, CONDITIONERS, config["conditioner"], "config.conditioner", classes=facts.classes)
         if "network" in made and "conditioner" in made:
             make("fits", choices.check_network, made["network"], made["conditioner"], facts.resolution // made["autoencoder"].factor)
+        make("lora", choices.lora_of, config)
         parts = choices.objective_parts(config, problems)
         make("sampling", choices.sampling_of, config, parts.get("schedule"), parts.get("time_input"))
         with problems.noted():
@@ -121,8 +125,8 @@ SECTIONS = {
     "autoencoder": ("task", "seed", "data", "model", "loss", "critic", "revival", "latent_units", "optimizer", "learning_rate",
                     "clip_norm", "accumulate", "ema", "init_from", "run"),
     "diffusion": ("task", "seed", "data", "first_stage", "network", "conditioner", "schedule", "prediction", "time_input", "times",
-                  "weight", "loss", "log_variance", "offset_noise", "sampling", "optimizer", "learning_rate", "clip_norm", "accumulate",
-                  "ema", "init_from", "run"),
+                  "weight", "loss", "log_variance", "offset_noise", "lora", "sampling", "optimizer", "learning_rate", "clip_norm",
+                  "accumulate", "ema", "init_from", "run"),
     "classifier": ("task", "seed", "data", "first_stage", "network", "schedule", "time_input", "times", "loss", "optimizer",
                    "learning_rate", "clip_norm", "accumulate", "ema", "init_from", "run"),
 }

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from ldm_jax import choices
 from ldm_jax import experiment as ex
+from ldm_jax.adapted import open_model
 from ldm_jax.asked import ASKED, Job, prepare, spread
 from ldm_jax.checkpoint.bundle import write_bundle
 from ldm_jax.checkpoint.manifest import Manifest
@@ -24,7 +25,7 @@ from ldm_jax.core.trees import content_digest, count
 from ldm_jax.core.types import Condition
 from ldm_jax.diffusion.inversion import inversion_table, start_inversion
 from ldm_jax.diffusion.sample import advance, image_keys
-from ldm_jax.loading import Opened, load_first_stage, trained_on
+from ldm_jax.loading import load_first_stage, trained_on
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.ops.images import from_uint8, to_uint8
 from ldm_jax.precision import check_dtype, in_dtype
@@ -235,7 +236,7 @@ def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None
         raise UserError(f"weights={weights!r}: expected one of {', '.join(WEIGHTS)}")
     check_dtype(dtype)
     mesh = make_mesh() if mesh is None else mesh
-    opened = Opened(path)
+    opened = open_model(path)
     manifest = dataclasses.replace(opened.manifest, weights=opened.which(weights))
     config = from_json(manifest.config)
     facts = choices.Facts(**config.pop("facts"))
