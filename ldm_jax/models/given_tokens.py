@@ -38,6 +38,9 @@ class Tokens(nn.Module):
         number = fields["embeddings"].shape[1] if fields and "embeddings" in fields else self.count
         return Condition(tokens=jnp.zeros((count, number, self.width)))
 
+    def example(self, count: int, image: tuple, latent: tuple) -> dict:
+        return {"embeddings": jnp.zeros((count, self.count, self.width))}
+
     def check(self, fields: dict) -> None:
         """Raises UserError: no embeddings, or not finite numbers [B, k, width]."""
         if "embeddings" not in fields:
@@ -45,3 +48,7 @@ class Tokens(nn.Module):
         given = np.asarray(fields["embeddings"])
         if given.ndim != 3 or given.shape[1] < 1 or given.shape[2] != self.width or not np.isfinite(given).all():
             raise UserError(f"embeddings: expected finite numbers [B, k, {self.width}], got {given.dtype} {list(given.shape)}")
+
+    def example(self, count: int, image: tuple, latent: tuple) -> dict:
+        """Zeros; image and latent: shapes that embeddings do not need."""
+        return {"embeddings": jnp.zeros((count, self.count, self.width))}
