@@ -108,6 +108,8 @@ def test_specs_that_do_not_fit_are_named():
         LevelSpec(30, 1, "plain", 4)
     with pytest.raises(UserError, match="none, plain, transformer"):
         LevelSpec(32, 1, "linear")
+    with pytest.raises(UserError, match="level cross_only=True: only attention='transformer' attends to tokens, and it is 'plain'"):
+        LevelSpec(32, 1, "plain", cross_only=True)
     with pytest.raises(UserError, match="conv, residual, none"):
         LevelSpec(32, 1, down="pool")
     with pytest.raises(UserError, match="level 0: down='none'"):
