@@ -10,7 +10,6 @@ from ldm_jax.config_tree import Problems
 from ldm_jax.core.choose import choose, fill, fits, nearest
 from ldm_jax.core.errors import UserError
 from ldm_jax.diffusion.loss import Objective
-from ldm_jax.models.conditioners import CONDITIONERS
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.train.autoencoder_stage import CRITICS, AutoencoderStage, Loss, Revival
 from ldm_jax.train.classifier_stage import ClassifierStage
@@ -103,7 +102,7 @@ def build(config: Mapping, facts: choices.Facts, first: FirstStage | None = None
     if task == "diffusion":
         if "first_stage" in made:
             make("network", choices.network_of, config, made["autoencoder"].latent_channels)
-        make("conditioner", choose, CONDITIONERS, config["conditioner"], "config.conditioner", classes=facts.classes)
+        make("conditioner", choices.conditioner_of, config, facts, made["autoencoder"].factor if "autoencoder" in made else 1)
         if "network" in made and "conditioner" in made:
             make("fits", choices.check_network, made["network"], made["conditioner"], facts.resolution // made["autoencoder"].factor)
         parts = choices.objective_parts(config, problems)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from ldm_jax import choices
 from ldm_jax import experiment as ex
-from ldm_jax.asked import ASKED, Job, prepare, spread
+from ldm_jax.asked import ASKED, Job, given_of, prepare, spread
 from ldm_jax.checkpoint.bundle import write_bundle
 from ldm_jax.checkpoint.manifest import Manifest
 from ldm_jax.config_tree import from_json
@@ -22,6 +22,7 @@ from ldm_jax.core.keys import base_key
 from ldm_jax.core.shapes import expect
 from ldm_jax.core.trees import content_digest, count
 from ldm_jax.core.types import Condition
+from ldm_jax.diffusion.guidance import Guided
 from ldm_jax.diffusion.inversion import inversion_table, start_inversion
 from ldm_jax.diffusion.sample import advance, image_keys
 from ldm_jax.loading import Opened, load_first_stage, trained_on
@@ -29,6 +30,7 @@ from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.ops.images import from_uint8, to_uint8
 from ldm_jax.sampling import KEYS, generate, parts_of
 from ldm_jax.sampling import NetworkCall as NetworkCall
+from ldm_jax.told import told
 from ldm_jax.train.loop import fetch
 from ldm_jax.train.sharding import batch_sharding, make_mesh
 
@@ -44,16 +46,6 @@ def _decode(first_stage: FirstStage, params, latent):
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(first_stage: FirstStage, params, image):
     return first_stage.encode(params, image)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _conditions(conditioner, params, fields: Mapping[str, jax.Array]) -> Condition:
-    return conditioner.apply({"params": params}, fields, None)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _null(conditioner, params, count: int) -> Condition:
-    return conditioner.apply({"params": params}, count, method="null")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,26 +74,21 @@ class Model:
             lines.append(f"{facts.classes} classes")
         return "; ".join(lines)
 
-    def condition(self, labels: Sequence[int] | None = None) -> Condition:
-        """What samples are told. labels [N], checked against the model's classes; without any, the null (unconditional).
+    def condition(self, labels: Sequence[int] | None = None, **given) -> Guided:
+        """What samples are told, and what guidance steps away from: all of `told.GIVEN` that this model reads, of N examples each, or
+
+        of one for all. What is dropped in training may be left out: the samples are then told nothing of it (unconditional).
 
         Raises:
-          UserError: a label out of range, or labels for a model without classes.
+          UserError: what is out of range, missing, or not for this model, by its name.
         """
         self.need_diffusion("a condition")
-        conditioner = self.experiment.conditioner
-        if labels is None:
-            return self.null(1)
-        if "label" not in conditioner.fields:
-            raise UserError("labels: this model was trained without labels")
-        fields = {"label": np.asarray(labels)}
-        conditioner.check(fields)
-        return _conditions(conditioner, self.params["conditioner"], {"label": jnp.asarray(fields["label"], jnp.int32)})
+        return told(self, {"labels": labels} | given)
 
     def null(self, number: int) -> Condition:
-        """The condition of `number` samples that are told nothing."""
+        """The condition of `number` samples that are told nothing. Raises UserError: what this model must always be told."""
         self.need_diffusion("a condition")
-        return _null(self.experiment.conditioner, self.params["conditioner"], number)
+        return told(self, {}, number).given
 
     def sampling(self, **changes) -> dict:
         """The model's own way to sample, with what is not None changed: sampler, grid, threshold (a name or a section each), steps,
@@ -116,12 +103,12 @@ class Model:
                             'stands in its section, as sampler={"name": "ddim", "eta": 1.0}')
         return dict(self.experiment.sampling) | {name: value for name, value in changes.items() if value is not None}
 
-    def sample(self, condition: Condition | None = None, *, seeds: Sequence[int], batch_size: int = 16,
+    def sample(self, condition: Condition | Guided | None = None, *, seeds: Sequence[int], batch_size: int = 16,
                progress: Callable[[int], None] | None = None, rounding: str = "round", **asked) -> np.ndarray:
         """Images uint8 [N, H, W, C]; image i depends on seeds[i] and on its condition alone, not on its batch.
 
         Args:
-          condition: of N examples, or of one for all; None is the null.
+          condition: as of `condition`, of N examples, or of one for all; None is the null.
           seeds: N whole numbers from 0 to 2^32 - 1.
           batch_size: images at a time, over all devices.
           progress: called with the number of images done after each batch.
@@ -136,7 +123,7 @@ class Model:
         return np.concatenate(list(self.batches(condition, seeds=seeds, batch_size=batch_size, progress=progress, rounding=rounding,
                                                 **asked)))
 
-    def batches(self, condition: Condition | None = None, *, seeds: Sequence[int], batch_size: int = 16,
+    def batches(self, condition: Condition | Guided | None = None, *, seeds: Sequence[int], batch_size: int = 16,
                 progress: Callable[[int], None] | None = None, rounding: str = "round", **asked) -> Iterator[np.ndarray]:
         """The images of `sample`, a batch at a time: uint8 [<= batch_size, H, W, C], in the seeds' order. Checks at once, makes
 
@@ -160,7 +147,7 @@ class Model:
             if progress:
                 progress(high)
 
-    def invert(self, images: np.ndarray, condition: Condition | None = None, *, steps: int | None = None, grid=None) -> np.ndarray:
+    def invert(self, images: np.ndarray, condition: Condition | Guided | None = None, *, steps: int | None = None, grid=None) -> np.ndarray:
         """The noise [N, h, w, c] that a deterministic sampler would make these images of: `sample(..., noise=it, guidance=1)` gives
 
         them back, to the order of its steps. images as in `encode`; steps and grid as in `sampling`.
@@ -196,9 +183,9 @@ class Model:
         parts = [rows[i:i + PART] for i in range(0, max(len(rows), 1), PART)]
         return np.concatenate([np.asarray(fetch(function(self.first_stage, self.first_params, jnp.asarray(part)))) for part in parts])
 
-    def spread(self, condition: Condition | None, number: int) -> Condition:
-        """The condition of `number` images on the host, from one for each, or one for all; None is the null."""
-        return spread(self.null(1) if condition is None else condition, number, "condition")
+    def spread(self, condition: Condition | Guided | None, number: int) -> Condition:
+        """What is given to `number` images, on the host, from one for each, or one for all; None is the null."""
+        return spread(given_of(self.null(1) if condition is None else condition), number, "condition")
 
     def _split(self, array) -> jax.Array:
         array = np.asarray(fetch(array) if isinstance(array, jax.Array) else array)

@@ -15,7 +15,7 @@ LONGER: set[str] = set()  # "ldm_jax/x.py" or "ldm_jax/x.py::function", each wit
 
 LOWER = {"core", "ops", "nn", "diffusion", "models", "data", "checkpoint", "interop"}
 SEVEN = {"asked", "choices", "classifier_choices", "config_file", "config_tree", "describe", "evaluate", "experiment", "launch",
-         "likelihood", "loading", "output", "pipeline", "sampling", "workdir"}
+         "likelihood", "loading", "output", "pipeline", "sampling", "told", "workdir"}
 ALL = LOWER | {"train", "evals"} | SEVEN
 MAY_IMPORT = {  # of ours, beside itself
     "core": set(), "ops": {"core"}, "nn": {"core", "ops"}, "diffusion": {"core", "ops"}, "models": {"core", "ops", "nn"},
