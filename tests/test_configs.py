@@ -130,3 +130,17 @@ def test_a_dry_run_of_the_demo_is_quick_and_tells_what_would_be_trained(name, de
         assert told in done.stdout, f"{told} is not told:\n{done.stdout}"
     assert ("schedule of 1000 levels" in done.stdout and "latent [8, 8," in done.stdout) == (name != "autoencoder")
     assert seconds < 3 * DRY_RUN_S and not (tmp_path / "run").exists()
+
+
+def test_a_middle_in_the_words_of_a_config():
+    """Catches a middle taken as the dict it is written as, one that is overlooked, and a key of it that nothing reads."""
+    from ldm_jax.choices import network_of
+    from ldm_jax.core.errors import UserError
+    from ldm_jax.models.levels import MiddleSpec
+
+    section = dict(name="unet", time_width=16, levels=(dict(width=8, blocks=1, down="none"),))
+    made = network_of({"network": section | {"middle": dict(attention="transformer", heads=2)}}, 3)
+    assert made.middle == MiddleSpec("transformer", 2) and made.reads_tokens
+    assert network_of({"network": section}, 3).middle is None
+    with pytest.raises(UserError, match=r"config.network.middle.heds: .*it takes: heads"):
+        network_of({"network": section | {"middle": dict(heds=2)}}, 3)

@@ -107,7 +107,7 @@ def _prefixes(shapes: Shapes, where: str) -> dict[str, str | None]:
              "first_stage": prefix(FIRST_STAGE, "encoder.conv_in.weight")}
     if found["network"] is None and found["first_stage"] is None:
         raise UserError(f"{where}: no U-Net ({NETWORK}input_blocks...) and no autoencoder ({FIRST_STAGE}encoder... or encoder...) among "
-                        f"its {len(shapes)} tensors; the first are {', '.join(list(shapes)[:3])}. Expected a CompVis or Stability checkpoint")
+                        f"its {len(shapes)} tensors; the first are {', '.join(list(shapes)[:3])}. Expected a CompVis checkpoint")
     return found
 
 

@@ -34,7 +34,7 @@ def traits_of_row(row: Description) -> Traits:
     latent = row.first_stage["latent_channels"]
     texts = [text for part in parts for text in _texts(part, row)]
     extra = (("inpainting", latent + 1), ("depth", 1), ("low_resolution", row.channels), ("semantic_map", row.channels))
-    sizes = 256 * by_name["sizes"]["count"] if "sizes" in by_name else 0
+    sizes = by_name["sizes"]["width"] * by_name["sizes"]["count"] if "sizes" in by_name else 0
     tokens = sum(text["width"] for text in texts if "rows" not in text) or by_name.get("class", {}).get("width", 0)
     tokens = by_name["tokens"]["width"] if "tokens" in by_name else tokens
     told = dict(levels=tuple({"cross_only": False} | level for level in network["levels"]), middle=network["middle"],

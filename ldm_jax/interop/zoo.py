@@ -101,8 +101,8 @@ CONDITIONERS = {  # those not named are told nothing
     "sd2-inpainting": several(SD2_TEXT, INPAINTING),
     "sd2-depth": several(SD2_TEXT, dict(name="depth")),
     "sd2-x4-upscaler": several(SD2_TEXT, dict(name="low_resolution", levels=1000, width=1024)),
-    "sdxl": several(SDXL_TEXT, dict(name="sizes", count=6)),
-    "sdxl-refiner": several(clip_text(OPEN_CLIP_BIG_G, skip=1, final_norm=False, vector="pooled"), dict(name="sizes", count=5)),
+    "sdxl": several(SDXL_TEXT, dict(name="sizes", count=6, width=256)),
+    "sdxl-refiner": several(clip_text(OPEN_CLIP_BIG_G, skip=1, final_norm=False, vector="pooled"), dict(name="sizes", count=5, width=256)),
 }
 
 SD_SCHEDULE, LDM_SCHEDULE = scaled_linear(0.00085, 0.012), scaled_linear(0.0015, 0.0195)

@@ -3,6 +3,7 @@
 import dataclasses
 
 from ldm_jax.core.errors import UserError
+from ldm_jax.ops.normalise import groups_for  # noqa: F401  (for interop, which names levels in the words of others)
 
 ATTENTIONS = ("none", "plain", "transformer")
 DOWNS = ("conv", "residual", "none")
