@@ -65,7 +65,8 @@ def test_brackets_are_weights(prompt, expected):
 
 @pytest.mark.parametrize("prompts, options, match", [
     ("a cat", {}, "a list of texts, got 'a cat'"), ([], {}, "got none"), ([1], {}, "a list of texts"),
-    (["a"], dict(windows="all"), "one, many"), (["(red:1.2.3)"], {}, r"weight '1.2.3' is not a number"), (["(a:99999999)"], {}, "a weight of 1e\\+08")])
+    (["a"], dict(windows="all"), "one, many"),
+    (["(red:1.2.3)"], {}, r"weight '1.2.3' is not a number"), (["(a:99999999)"], {}, "a weight of 1e\\+08")])
 def test_prompts_that_cannot_be_are_refused(folders, prompts, options, match):
     """Mistake: one text taken for a list of letters; an infinite weight."""
     with pytest.raises(UserError, match=match):
