@@ -9,10 +9,10 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from ldm_jax import choices
+from ldm_jax import choices, published
 from ldm_jax import experiment as ex
 from ldm_jax.checkpoint import manifest as manifests
-from ldm_jax.checkpoint.bundle import open_any, read_bundle
+from ldm_jax.checkpoint.bundle import Found, open_any, read_bundle
 from ldm_jax.checkpoint.items import compare
 from ldm_jax.checkpoint.manifest import Manifest
 from ldm_jax.config_tree import from_json
@@ -26,10 +26,29 @@ from ldm_jax.train.sharding import replicated
 ITEMS = {"ema": "ema", "raw": "params"}  # weights -> the checkpoint's item
 
 
-class Opened:
-    """A checkpoint at a path, verified: its manifest, and its parameters by shape."""
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a published model is read; nothing for our own checkpoints. kind: of the zoo, where its tensors do not say; variant: of a
 
-    def __init__(self, path):
+    folder's weights, as "fp16".
+    """
+
+    kind: str = ""
+    variant: str = ""
+
+
+class Opened:
+    """A checkpoint at a path, verified: its manifest, and its parameters by shape. weights: which a file of others is read for."""
+
+    def __init__(self, path, reading: Reading = Reading(), weights: str = "ema"):
+        self.tokenizers: tuple = ()
+        if published.is_published(path):
+            opened = published.open_published(path, reading.kind, weights, reading.variant)
+            self.trees, self.manifest = published.as_bundle(opened)
+            self.found, self.tokenizers = Found("bundle", str(path), None), opened.tokenizers
+            return
+        if reading != Reading():
+            raise UserError(f"kind={reading.kind!r}, variant={reading.variant!r}: {path} is of ldm_jax's own, which says what it is")
         self.found = open_any(path)
         if self.found.kind == "bundle":
             self.trees, self.manifest = read_bundle(self.found.folder)

@@ -15,7 +15,8 @@ from ldm_jax.core.types import struct
 from ldm_jax.models.bottleneck import Bottled
 from ldm_jax.models.decoder import Decoder
 from ldm_jax.models.encoder import Encoder, Trunk
-from ldm_jax.nn.layers import Dense, shared_groups
+from ldm_jax.models.levels import shared_groups
+from ldm_jax.nn.layers import Dense
 from ldm_jax.ops.resample import expect_divisible
 
 LAST_KERNEL = ("decoder", "conv_out", "kernel")
@@ -35,7 +36,7 @@ class Autoencoder(nn.Module):
 
     Fields: `attention` holds the resolutions, in pixels of an image of side `resolution`, at which blocks are followed by
     attention; other image sizes keep attention at the same levels. `groups` is that of every GroupNorm (see
-    `layers.shared_groups`). `bottleneck` is one of BOTTLENECKS. Latents are raw:
+    `levels.shared_groups`). `bottleneck` is one of BOTTLENECKS. Latents are raw:
     `models.units` brings them to unit variance.
 
     Raises:

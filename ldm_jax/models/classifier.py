@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.shapes import expect
-from ldm_jax.models.levels import BlockSpec, LevelSpec, MiddleSpec
+from ldm_jax.models.levels import BlockSpec, LevelSpec, MiddleSpec, shared_groups
 from ldm_jax.models.unet import Told, check_way_down, embedded, middle_of, way_down
 from ldm_jax.nn.attention import AttentionPool
-from ldm_jax.nn.layers import Dense, GroupNorm, shared_groups
+from ldm_jax.nn.layers import Dense, GroupNorm
 from ldm_jax.ops.resample import expect_divisible
 
 POOLINGS = ("attention", "mean")

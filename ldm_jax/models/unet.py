@@ -13,9 +13,9 @@ from ldm_jax.core.choose import nearest
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.shapes import expect
 from ldm_jax.core.types import Condition, struct
-from ldm_jax.models.levels import BlockSpec, LevelSpec, MiddleSpec, check_attention, check_levels
+from ldm_jax.models.levels import BlockSpec, LevelSpec, MiddleSpec, check_attention, check_levels, shared_groups
 from ldm_jax.nn.attention import PlainAttention
-from ldm_jax.nn.layers import Conv, Dense, GroupNorm, compute_dtype, shared_groups
+from ldm_jax.nn.layers import Conv, Dense, GroupNorm, compute_dtype
 from ldm_jax.nn.resample import UNET_PADDING, Downsample, Upsample
 from ldm_jax.nn.residual import TimeResBlock
 from ldm_jax.nn.transformer import SpatialTransformer

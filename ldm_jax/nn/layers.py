@@ -28,24 +28,6 @@ def compute_dtype(name: str):
     return DTYPES[name]
 
 
-def shared_groups(groups: int, widths) -> int:
-    """What GroupNorm's `groups` is in a network of these widths: the number itself, 0 (each width's own), or for -1 the
-    smallest of their own, which all of them can share.
-
-    Raises:
-      UserError: a number that does not divide every width.
-    """
-    widths = list(widths)
-    if groups == -1:
-        return min(map(normalise.groups_for, widths))  # powers of 2: the smallest divides them all
-    wrong = [width for width in widths if groups < 0 or groups and width % groups]
-    if wrong:
-        fitting = [n for n in (1, 2, 4, 8, 16, 32) if all(width % n == 0 for width in widths)]
-        raise UserError(f"groups={groups}: a norm of width {wrong[0]} cannot have them; expected -1 (one number for all), 0 (each "
-                        f"width's own), or one of {', '.join(map(str, fitting))}")
-    return groups
-
-
 def _kernel_init(zero: bool):
     return nn.initializers.zeros if zero else TORCH_UNIFORM
 

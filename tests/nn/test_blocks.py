@@ -8,9 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
-from ldm_jax.core.errors import UserError  # noqa: E402
 from ldm_jax.nn.attention import PlainAttention, SpatialAttention, TokenAttention  # noqa: E402
-from ldm_jax.nn.layers import Dense, GroupNorm, compute_dtype, shared_groups  # noqa: E402
+from ldm_jax.nn.layers import Dense, GroupNorm, compute_dtype  # noqa: E402
 from ldm_jax.nn.resample import FIRST_STAGE_PADDING, UNET_PADDING, Downsample, Upsample  # noqa: E402
 from ldm_jax.nn.residual import ResBlock, TimeResBlock  # noqa: E402
 from ldm_jax.nn.transformer import SpatialTransformer  # noqa: E402
@@ -210,11 +209,3 @@ def test_small_blocks_hear_the_time(width):
     params = {"params": random_like(shapes_of(module, x, time), 7)}
     apply = jax.jit(module.apply)
     assert np.abs(apply(params, x, time) - apply(params, x, -time)).max() > 0.1
-
-
-def test_groups_that_a_network_shares():
-    """Mistake: a number that is right for one width and leaves one channel a group, or none whole, in another."""
-    assert [shared_groups(-1, widths) for widths in ([48, 96], [16, 32, 64], [128, 160], [192, 960], [8, 12])] == [8, 4, 32, 32, 2]
-    assert shared_groups(0, [5]) == 0 and shared_groups(8, [16, 40]) == 8
-    with pytest.raises(UserError, match="groups=32: a norm of width 48 cannot have them; .* or one of 1, 2, 4, 8, 16$"):
-        shared_groups(32, [96, 48])
