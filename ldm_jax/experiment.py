@@ -1,14 +1,18 @@
 """From a config to an experiment: every choice is made here, once, of plain dicts (see config_file.py)."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
+
+import jax
 
 from ldm_jax import choices, classifier_choices
 from ldm_jax.config_tree import Problems
 from ldm_jax.core.choose import choose, fill, fits, nearest
 from ldm_jax.core.errors import UserError
+from ldm_jax.core.keys import base_key
 from ldm_jax.diffusion.loss import Objective
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.models.lora import Lora
@@ -59,6 +63,12 @@ class Experiment:
             return ClassifierStage(self.objective, self.network, self.first_stage, self.latent_shape, self.descent).build()
         stage = DiffusionStage(self.objective, self.network, self.conditioner, self.first_stage, self.latent_shape, self.descent, draw)
         return LoraStage(stage, self.lora).build() if self.lora else stage.build()
+
+
+@functools.lru_cache(maxsize=16)
+def parameter_shapes(experiment: Experiment):
+    """The shapes of what an experiment trains, as a tree; traced once for equal experiments."""
+    return jax.eval_shape(lambda key: experiment.stage().init(key).params, base_key(0))
 
 
 def build(config: Mapping, facts: choices.Facts, first: FirstStage | None = None) -> Experiment:

@@ -17,7 +17,6 @@ from ldm_jax.checkpoint.items import compare
 from ldm_jax.checkpoint.manifest import Manifest
 from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
-from ldm_jax.core.keys import base_key
 from ldm_jax.core.trees import content_digest, paths
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.models.units import LatentUnits
@@ -143,7 +142,7 @@ def _first_stage_parts(config: Mapping, units: Mapping) -> tuple[FirstStage, Any
     config = from_json(config)
     facts = choices.Facts(**config.pop("facts"))
     experiment = ex.build(config, facts)
-    abstract = jax.eval_shape(lambda key: experiment.stage().init(key).params, base_key(0))
+    abstract = ex.parameter_shapes(experiment)
     return FirstStage(experiment.autoencoder, LatentUnits.from_json(dict(units))), abstract
 
 

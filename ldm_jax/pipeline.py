@@ -17,7 +17,6 @@ from ldm_jax.checkpoint.manifest import Manifest
 from ldm_jax.config_tree import from_json
 from ldm_jax.core.choose import nearest
 from ldm_jax.core.errors import UserError
-from ldm_jax.core.keys import base_key
 from ldm_jax.core.shapes import expect
 from ldm_jax.core.trees import content_digest, count
 from ldm_jax.core.types import Condition
@@ -230,7 +229,7 @@ def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None
         return in_dtype(Model(ex.build(config, facts), first.stage, first.params, first.params, manifest, first.digest, mesh), dtype)
     first = trained_on(opened, mesh)
     experiment = ex.build(config, facts, first and first.stage)
-    abstract = jax.eval_shape(lambda key: experiment.stage().init(key).params, base_key(0))
+    abstract = ex.parameter_shapes(experiment)
     params = opened.params(weights, abstract, mesh)
     digest = content_digest({"model": jax.device_get(params)} | ({"first_stage": jax.device_get(first.params)} if first else {}))
     return in_dtype(Model(experiment, experiment.first_stage, params, first.params if first else {}, manifest, digest, mesh), dtype)

@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from ldm_jax import choices
@@ -13,7 +12,6 @@ from ldm_jax import experiment as ex
 from ldm_jax.checkpoint import manifest as manifests
 from ldm_jax.checkpoint.manifest import Manifest
 from ldm_jax.core.errors import UserError
-from ldm_jax.core.keys import base_key
 from ldm_jax.core.trees import content_digest, count, paths
 from ldm_jax.interop import mapped
 from ldm_jax.interop.conditioner_names import Home, conditioner_places
@@ -204,12 +202,9 @@ def architecture(first: Mapping, whole: Mapping, units: LatentUnits | None) -> A
         facts = choices.Facts(**config.pop("facts"))
         return ex.build(config, facts, stage)
 
-    def shapes(experiment):
-        return jax.eval_shape(lambda key: experiment.stage().init(key).params, base_key(0))
-
     of_first = made(first) if first else None
     of_whole = made(whole, FirstStage(of_first.autoencoder, units) if first else None) if whole else None
-    trees = ({"first_stage": shapes(of_first)} if first else {}) | ({"model": shapes(of_whole)} if whole else {})
+    trees = ({"first_stage": ex.parameter_shapes(of_first)} if first else {}) | ({"model": ex.parameter_shapes(of_whole)} if whole else {})
     return Architecture(of_first, of_whole, dict(paths(trees)))
 
 
