@@ -223,10 +223,11 @@ def _null(model, condition, asked: Asked) -> Condition | None:
       UserError: the model never learned a null, and nothing else was given.
     """
     conditioner = model.experiment.conditioner
-    if asked.negative is None and not (conditioner.fields and conditioner.drop):
+    null = getattr(condition, "null", None) if asked.negative is None else asked.negative
+    if null is None and not (conditioner.fields and conditioner.drop):
         raise UserError("guidance: this model was trained without a condition that is dropped, so it knows no null to step away from; "
                         "set guidance=1")
-    return getattr(condition, "null", None) if asked.negative is None else asked.negative
+    return null
 
 
 def given_of(condition):

@@ -30,6 +30,7 @@ from ldm_jax.precision import check_dtype, in_dtype
 from ldm_jax.sampling import KEYS, generate, parts_of
 from ldm_jax.sampling import NetworkCall as NetworkCall
 from ldm_jax.tiles import PART, Share, decoded, encoded
+from ldm_jax.tokenized import open_tokenizers
 from ldm_jax.told import told
 from ldm_jax.train.loop import fetch
 from ldm_jax.train.sharding import batch_sharding, make_mesh
@@ -42,6 +43,7 @@ class Model:
 
     params: of the diffusion model {"network", "conditioner"}, of the classifier {"network"}, or of the autoencoder.
     first_params: of the first stage. digest: content digest of `params` and, beside them, of the first stage's.
+    tokenizers: one a text encoder, where it has any; see `with_tokenizer`.
     """
 
     experiment: ex.Experiment
@@ -51,6 +53,7 @@ class Model:
     manifest: Manifest = dataclasses.field(repr=False)
     digest: str
     mesh: Mesh = dataclasses.field(repr=False)
+    tokenizers: tuple = dataclasses.field(default=(), repr=False)
 
     def describe(self) -> str:
         """One paragraph: task, sizes, latent, training record."""
@@ -63,15 +66,30 @@ class Model:
         return "; ".join(lines)
 
     def condition(self, labels: Sequence[int] | None = None, **given) -> Guided:
-        """What samples are told, and what guidance steps away from: all of `told.GIVEN` that this model reads, of N examples each, or
+        """What samples are told, and what guidance steps away from.
 
-        of one for all. What is dropped in training may be left out: the samples are then told nothing of it (unconditional).
+        What is dropped in training may be left out: the samples are then told nothing of it (unconditional). "negative_" before a
+        name (negative_prompts, negative_labels, ...) is told in the null's place.
+
+        Args (those that this model reads; each of N examples, or of one for all):
+          labels: classes. map: of classes, [N, H, W]. boxes_tokens, embeddings: as they are.
+          prompts: texts; (word:1.2) and [word] weigh. long_prompts: "one" window, where a text may lose its end, or "many".
+          image, mask: what is inpainted, images as in `encode`; mask [N, H, W], from 0.5 on made anew.
+          depth: [N, H, W], any unit, near is large. low_res: small images, of the latents' size; noise_level: whole numbers, how much
+            they are noised first, with noise_seeds (0, 1, ...).
+          original_size, crop, target_size: (width, height), (left, top) and (width, height); by default as the trained images,
+            uncropped. aesthetic: a rating (6).
 
         Raises:
           UserError: what is out of range, missing, or not for this model, by its name.
         """
         self.need_diffusion("a condition")
         return told(self, {"labels": labels} | given)
+
+    def with_tokenizer(self, *folders) -> "Model":
+        """The same model with its tokenizers, from local folders: one a text encoder, or one for all. Raises UserError: they do not fit."""
+        self.need_diffusion("a tokenizer")
+        return dataclasses.replace(self, tokenizers=open_tokenizers(self.experiment.conditioner, folders))
 
     def null(self, number: int) -> Condition:
         """The condition of `number` samples that are told nothing. Raises UserError: what this model must always be told."""

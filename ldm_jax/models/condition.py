@@ -125,6 +125,14 @@ def dropped(conditioner, uniform):
     return uniform < conditioner.drop if parts is None else tuple(dropped(part, uniform) for part in parts)
 
 
+def frozen_paths(conditioner, at: str = "conditioner") -> tuple[str, ...]:
+    """Where the parameters begin that training leaves as they are: of conditioners that say `trained` = False."""
+    parts = getattr(conditioner, "parts", None)
+    if parts is None:
+        return () if getattr(conditioner, "trained", True) else (f"{at}/",)
+    return tuple(path for i, part in enumerate(parts) for path in frozen_paths(part, f"{at}/parts_{i}"))
+
+
 def first_condition(conditioner, image: tuple[int, int, int], latent: tuple[int, int, int], key: jax.Array) -> tuple[Condition, dict]:
     """(the Condition of one example of zeros, new parameters) of a conditioner for images (H, W, C) and latents (h, w, c)."""
     def encode(images):

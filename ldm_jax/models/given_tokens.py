@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.types import Condition
@@ -36,6 +37,14 @@ class Tokens(nn.Module):
         """Zeros, as many as `fields` have embeddings."""
         number = fields["embeddings"].shape[1] if fields and "embeddings" in fields else self.count
         return Condition(tokens=jnp.zeros((count, number, self.width)))
+
+    def check(self, fields: dict) -> None:
+        """Raises UserError: no embeddings, or not finite numbers [B, k, width]."""
+        if "embeddings" not in fields:
+            raise UserError("embeddings: this conditioner needs them; this data or this request has none")
+        given = np.asarray(fields["embeddings"])
+        if given.ndim != 3 or given.shape[1] < 1 or given.shape[2] != self.width or not np.isfinite(given).all():
+            raise UserError(f"embeddings: expected finite numbers [B, k, {self.width}], got {given.dtype} {list(given.shape)}")
 
     def example(self, count: int, image: tuple, latent: tuple) -> dict:
         """Zeros; image and latent: shapes that embeddings do not need."""
