@@ -10,20 +10,20 @@ from jax.sharding import Mesh
 
 from ldm_jax import choices
 from ldm_jax import experiment as ex
+from ldm_jax.adapted import open_model
 from ldm_jax.asked import ASKED, Job, given_of, prepare, spread
 from ldm_jax.checkpoint.bundle import write_bundle
 from ldm_jax.checkpoint.manifest import Manifest
 from ldm_jax.config_tree import from_json
 from ldm_jax.core.choose import nearest
 from ldm_jax.core.errors import UserError
-from ldm_jax.core.keys import base_key
 from ldm_jax.core.shapes import expect
 from ldm_jax.core.trees import content_digest, count
 from ldm_jax.core.types import Condition
 from ldm_jax.diffusion.guidance import Guided
 from ldm_jax.diffusion.inversion import inversion_table, start_inversion
 from ldm_jax.diffusion.sample import advance, image_keys
-from ldm_jax.loading import Opened, load_first_stage, trained_on
+from ldm_jax.loading import load_first_stage, trained_on
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.ops.images import from_uint8, to_uint8
 from ldm_jax.precision import check_dtype, in_dtype
@@ -238,7 +238,7 @@ def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None
         raise UserError(f"weights={weights!r}: expected one of {', '.join(WEIGHTS)}")
     check_dtype(dtype)
     mesh = make_mesh() if mesh is None else mesh
-    opened = Opened(path)
+    opened = open_model(path)
     manifest = dataclasses.replace(opened.manifest, weights=opened.which(weights))
     config = from_json(manifest.config)
     facts = choices.Facts(**config.pop("facts"))
@@ -247,7 +247,7 @@ def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None
         return in_dtype(Model(ex.build(config, facts), first.stage, first.params, first.params, manifest, first.digest, mesh), dtype)
     first = trained_on(opened, mesh)
     experiment = ex.build(config, facts, first and first.stage)
-    abstract = jax.eval_shape(lambda key: experiment.stage().init(key).params, base_key(0))
+    abstract = ex.parameter_shapes(experiment)
     params = opened.params(weights, abstract, mesh)
     digest = content_digest({"model": jax.device_get(params)} | ({"first_stage": jax.device_get(first.params)} if first else {}))
     return in_dtype(Model(experiment, experiment.first_stage, params, first.params if first else {}, manifest, digest, mesh), dtype)
