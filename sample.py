@@ -32,6 +32,7 @@ PROMPT = flags.DEFINE_multi_string("prompt", [], "A text; repeat it for more, im
 NEGATIVE_PROMPT = flags.DEFINE_multi_string("negative_prompt", [], "Texts to steer away from, given as --prompt.")
 PROMPTS_FILE = flags.DEFINE_string("prompts_file", "", "A file with a prompt on each line, after those of --prompt.")
 LONG = flags.DEFINE_enum("long_prompts", "one", ["one", "many"], "A text beyond the encoder's window loses its end, or is read in many.")
+CLIP_SKIP = flags.DEFINE_integer("clip_skip", None, "Layers of the CLIP text encoder to leave out at its end, beside the model's own.")
 TOKENIZER = flags.DEFINE_string("tokenizer", "", "A folder with the vocabulary of the text encoder, or one of each, by commas.")
 DEPTH = flags.DEFINE_string("depth_image", "", "A depth picture of the images' size, near is bright, for a model that is told depth.")
 LOW_RES = flags.DEFINE_string("low_res", "", "A small picture to enlarge, for a model that does.")
@@ -52,7 +53,7 @@ def main() -> None:
 
     prompts = tuple(PROMPT.value) + (read_prompts(PROMPTS_FILE.value) if PROMPTS_FILE.value else ())
     numbers = {flag.name: parse_pair(flag.value, f"--{flag.name}") for flag in (ORIGINAL, CROP, TARGET)}
-    numbers |= {flag.name: flag.value for flag in (NOISE_LEVEL, AESTHETIC)}
+    numbers |= {flag.name: flag.value for flag in (NOISE_LEVEL, AESTHETIC, CLIP_SKIP)}
     said = Said(prompts, tuple(NEGATIVE_PROMPT.value), LONG.value, DEPTH.value, LOW_RES.value, numbers)
     named = {flag.name: output.parse_choice(flag.value, f"--{flag.name}") for flag in (SAMPLER, GRID, THRESHOLD)}
     sampling = named | {"steps": STEPS.value, "guidance": output.parse_guidance(GUIDANCE.value)}

@@ -18,7 +18,7 @@ LARGEST = 16 * 2**20  # bytes of a file of prompts
 class Said:
     """Texts are given to the images as labels are: image i has prompt i mod their number. What is None or empty is not said.
 
-    depth, low_res: picture files. numbers: noise_level, original_size, crop, target_size and aesthetic, by name.
+    depth, low_res: picture files. numbers: noise_level, original_size, crop, target_size, aesthetic and clip_skip, by name.
     """
 
     prompts: tuple[str, ...] = ()
