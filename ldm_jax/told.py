@@ -20,7 +20,7 @@ from ldm_jax.ops.images import from_uint8
 from ldm_jax.tokenized import ids_of, skipping
 
 NEGATIVE = "negative_"
-PART = 64  # examples whose condition is made at a time
+PART = 16  # examples whose condition is made at a time, which may have images to encode
 NAMES = {"label": "labels", "tokens": "prompts", "tokens_2": "prompts", "token_weights": "prompts"}  # field -> what a user calls it
 WHOLE = {"label", "tokens", "tokens_2", "boxes_tokens", "noise_level", "map"}  # fields of whole numbers
 PICTURES = {"image", "low_res"}  # fields that are pictures: uint8, or float in [-1, 1]
