@@ -23,7 +23,7 @@ from ldm_jax.core.types import Condition
 from ldm_jax.diffusion.guidance import Guided
 from ldm_jax.diffusion.inversion import inversion_table, start_inversion
 from ldm_jax.diffusion.sample import advance, image_keys
-from ldm_jax.loading import load_first_stage, trained_on
+from ldm_jax.loading import Reading, load_first_stage, trained_on
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.ops.images import from_uint8, to_uint8
 from ldm_jax.precision import check_dtype, in_dtype
@@ -223,13 +223,14 @@ class Model:
             raise UserError(f"{what}: this is {kind} ({self.manifest.task}); it can encode and decode. {mend}")
 
 
-def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None = None) -> Model:
-    """A model from a run folder, one step of it, or a bundle; both stages, by the manifest.
+def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None = None, *, kind: str = "", variant: str = "") -> Model:
+    """A model from a run folder, one step of it, a bundle, a folder of diffusers, or a CompVis file; both stages, by the manifest.
 
     Args:
-      weights: "ema", the moving average where the run kept one, or "raw".
+      weights: "ema", the moving average where the run or the file kept one, or "raw".
       mesh: where to compute; by default all devices.
       dtype: what to compute in, "bfloat16" (kernels are then kept in it too, in half the memory) or "float32"; None is the model's own.
+      kind: of the zoo (docs/published.md), for a file whose tensors fit several; variant: of a folder's weights, as "fp16".
 
     Raises:
       UserError: nothing there, damaged, of another architecture, or with a first stage that has changed since.
@@ -238,7 +239,7 @@ def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None
         raise UserError(f"weights={weights!r}: expected one of {', '.join(WEIGHTS)}")
     check_dtype(dtype)
     mesh = make_mesh() if mesh is None else mesh
-    opened = open_model(path)
+    opened = open_model(path, Reading(kind, variant), weights)
     manifest = dataclasses.replace(opened.manifest, weights=opened.which(weights))
     config = from_json(manifest.config)
     facts = choices.Facts(**config.pop("facts"))
@@ -250,7 +251,8 @@ def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None
     abstract = ex.parameter_shapes(experiment)
     params = opened.params(weights, abstract, mesh)
     digest = content_digest({"model": jax.device_get(params)} | ({"first_stage": jax.device_get(first.params)} if first else {}))
-    return in_dtype(Model(experiment, experiment.first_stage, params, first.params if first else {}, manifest, digest, mesh), dtype)
+    model = in_dtype(Model(experiment, experiment.first_stage, params, first.params if first else {}, manifest, digest, mesh), dtype)
+    return model.with_tokenizer(*opened.tokenizers) if opened.tokenizers else model
 
 
 def export(path, out, weights: str = "ema") -> str:
