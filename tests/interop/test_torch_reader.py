@@ -245,12 +245,13 @@ def test_a_local_header_that_disagrees_with_the_directory(tmp_path, fields, told
 
 
 MEASURED = """
-import resource, sys
+import re, sys
 from ldm_jax.interop.folder_writer import write_file
 from ldm_jax.interop.mapped import dtypes, shapes
 from ldm_jax.interop.tensors import read_tensors
 from ldm_jax.checkpoint.tensors_writer import Weights
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+# not getrusage: what it tells of a child is at least its parent's peak
+peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
 start = peak()
 tensors = read_tensors(sys.argv[1]).tensors
 kinds = dtypes(tensors)
@@ -259,12 +260,13 @@ print((peak() - start) / 1024)
 """
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak is read from Linux's /proc")
 def test_a_file_is_converted_in_less_memory_than_it_takes(tmp_path):
     """Catches a reader that holds every tensor it has read (its growth is the file's 192 MB), and a writer that gathers them."""
     path = save({f"t{i}": torch.zeros(1024, 2048) for i in range(24)}, tmp_path / "x.ckpt")
     done = subprocess.run([sys.executable, "-c", MEASURED, str(path), str(tmp_path / "y.safetensors")], capture_output=True, text=True,
                           check=True, cwd=pathlib.Path(__file__).parents[2])
-    assert path.stat().st_size > 190 * 2**20 and float(done.stdout) < 32 + 8 + 40
+    assert path.stat().st_size > 190 * 2**20 and float(done.stdout) < 32 + 8 + 20
 
 
 @pytest.mark.parametrize("form", FORMS)
