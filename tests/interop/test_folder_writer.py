@@ -29,7 +29,7 @@ def ours():
 
 
 def test_a_name_table_is_written(tmp_path):
-    """Catches shapes announced otherwise than the arrays come, parts of one file without their prefixes, a header that older transformers refuses."""
+    """Catches shapes announced otherwise than they come, parts without their prefixes, a header that transformers 4 refuses."""
     weights = whole({"model.diffusion_model.": weights_of(PLACES, ours()), "first_stage_model.": Weights.of({"x": np.ones(2)})})
     write_file(tmp_path / "new/x.safetensors", weights)
     with safe_open(str(tmp_path / "new/x.safetensors"), framework="numpy") as file:
