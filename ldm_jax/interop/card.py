@@ -95,9 +95,8 @@ def _made(manifest: Manifest, origin: str) -> str:
 
 
 def _config(manifest: Manifest) -> dict[str, Any]:
-    """The config without what names places of one machine: the paths of runs and files."""
-    found = manifest.to_json()["config"]
-    return _without_places({key: value for key, value in found.items() if key not in ("run", "init_from", "first_stage", "data")})
+    """The config without how the run was kept (`run`) and without places of one machine."""
+    return _without_places({key: value for key, value in manifest.to_json()["config"].items() if key != "run"})
 
 
 def _without_places(value):

@@ -32,7 +32,8 @@ def test_a_trained_model_explains_itself():
                  "| schedule | scaled_linear: start 0.0015, end 0.0195 |", 'DiffusionPipeline.from_pretrained("digits")',
                  "Trained for 500 optimizer steps", '"prediction": {'):
         assert told in text, told
-    assert "/home" not in text and '"perceptual_weights": "lpips.safetensors"' in text and "license:" in text and "- The license" not in text
+    assert "/home" not in text and '"perceptual_weights": "lpips.safetensors"' in text and '"path": "images"' in text
+    assert "license:" in text and "- The license" not in text and '"run"' not in text
 
 
 def test_converted_weights_say_where_they_come_from_and_what_is_not_known():
