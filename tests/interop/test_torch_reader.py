@@ -3,6 +3,7 @@
 import argparse
 import collections
 import datetime
+import enum
 import io
 import os
 import pathlib
@@ -110,10 +111,28 @@ def test_a_call_hidden_behind_a_broken_pickle_is_named_too():
         torch_pickle.load(b"cos\nsystem\n(S'true'\ntRQ.", "x.pth")
 
 
+@pytest.mark.parametrize("code, tried", [
+    (b"\x80\x04\x8c\x13torch.serialization\x8c\x09os.system\x93\x8c\x04true\x85R.", "torch.serialization.os.system"),
+    (b"cbuiltins\ngetattr\n(cbuiltins\ngetattr\n(ctorch\nserialization\nS'os'\ntRS'system'\ntR(S'true'\ntR.", "torch.serialization.os"),
+    (b"c__builtin__\ngetattr\n(cos\npath\nS'join'\ntR.", "os.path"),
+], ids=["another module", "getattr of getattr", "Python 2"])
+def test_what_acts_is_named_by_whatever_way_it_is_asked_for(code, tried):
+    """Catches os.system through another module that has imported it, and through getattr."""
+    with pytest.raises(UserError, match=f"asks for {tried}"):
+        torch_pickle.load(code, "x.pth")
+
+
+class Kind(enum.Enum):
+    """A member of this is pickled by Python 3.11 as a call of getattr."""
+
+    ONE = 1
+
+
 def test_plain_types_beside_the_tensors_are_no_attack(tmp_path):
     """Catches a checkpoint refused for its hyperparameters, a set of names, a path, bytes."""
     content = {"state_dict": {"w": torch.ones(3)}, "hyper_parameters": argparse.Namespace(a=1, b=pathlib.Path("x"), c={1, 2}),
-               "raw": b"\xff\x00", "when": datetime.datetime(2022, 1, 1), "counts": collections.defaultdict(list, a=[1]), "kind": Callback}
+               "raw": b"\xff\x00", "when": datetime.datetime(2022, 1, 1), "counts": collections.defaultdict(list, a=[1]), "kind": Callback,
+               "member": Kind.ONE}
     assert list(read_tensors(save(content, tmp_path / "x.ckpt")).tensors) == ["w"]
 
 
