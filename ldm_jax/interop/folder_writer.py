@@ -14,7 +14,7 @@ from ldm_jax.core.errors import UserError
 from ldm_jax.interop import places as tables
 from ldm_jax.interop.folder_reader import INDEX, NAME
 
-TORCH = {"format": "pt"}  # without it transformers refuses a safetensors file
+TORCH = {"format": "pt"}  # without it transformers 4 refuses a safetensors file
 
 
 @dataclasses.dataclass(frozen=True)

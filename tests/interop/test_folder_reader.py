@@ -63,7 +63,8 @@ def test_components_configs_and_tensors(model):
     assert list(read_folder(model, component="unet").components) == ["unet"]
     lone = read_folder(model / "unet")
     assert lone.index == {} and list(lone.components) == [""] and set(lone.components[""].tensors) == set(UNET)
-    assert not is_folder(model / "scheduler") and not is_folder(model / "none") and not is_folder(model / "unet/config.json")
+    assert not is_folder(model / "scheduler") and not is_folder(model / "safety_checker")
+    assert not is_folder(model / "none") and not is_folder(model / "unet/config.json")
 
 
 def test_a_variant_is_taken_where_it_is_asked_for_and_nowhere_else(model):
