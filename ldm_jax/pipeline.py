@@ -74,6 +74,7 @@ class Model:
         Args (those that this model reads; each of N examples, or of one for all):
           labels: classes. map: of classes, [N, H, W]. boxes_tokens, embeddings: as they are.
           prompts: texts; (word:1.2) and [word] weigh. long_prompts: "one" window, where a text may lose its end, or "many".
+            clip_skip: how many layers earlier than the model has them the text encoder's states are taken.
           image, mask: what is inpainted, images as in `encode`; mask [N, H, W], from 0.5 on made anew.
           depth: [N, H, W], any unit, near is large. low_res: small images, of the latents' size; noise_level: whole numbers, how much
             they are noised first, with noise_seeds (0, 1, ...).

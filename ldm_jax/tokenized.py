@@ -18,6 +18,24 @@ def specs_of(conditioner) -> dict:
     return {name: spec for part in parts for name, spec in getattr(part, "specs", {}).items() if name in TEXTS}
 
 
+def skipping(conditioner, layers: int):
+    """The conditioner with the tokens of its CLIP encoders taken `layers` layers earlier than the model has them (clip-skip).
+
+    Raises:
+      UserError: no CLIP text encoder, or more layers than one has.
+    """
+    if not isinstance(layers, int) or isinstance(layers, bool) or layers < 0:
+        raise UserError(f"clip_skip={layers!r}: expected a number of layers, 0 or above")
+    parts = getattr(conditioner, "parts", (conditioner,))
+    if not any(hasattr(part, "skipping") for part in parts):
+        raise UserError(f"clip_skip={layers}: this model has no CLIP text encoder")
+    try:
+        earlier = tuple(part.skipping(layers) if hasattr(part, "skipping") else part for part in parts)
+    except UserError as error:
+        raise UserError(f"clip_skip={layers}: {error}") from None
+    return conditioner.clone(parent=None, parts=earlier) if hasattr(conditioner, "parts") else earlier[0]
+
+
 def open_tokenizers(conditioner, folders: Sequence) -> tuple[Tokenizer, ...]:
     """One tokenizer a text encoder, from as many folders, or from one for all of them.
 

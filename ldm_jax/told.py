@@ -17,7 +17,7 @@ from ldm_jax.diffusion.guidance import Guided
 from ldm_jax.diffusion.sample import image_keys
 from ldm_jax.models.several_condition import joined
 from ldm_jax.ops.images import from_uint8
-from ldm_jax.tokenized import ids_of
+from ldm_jax.tokenized import ids_of, skipping
 
 NEGATIVE = "negative_"
 PART = 64  # examples whose condition is made at a time
@@ -25,7 +25,7 @@ NAMES = {"label": "labels", "tokens": "prompts", "tokens_2": "prompts", "token_w
 WHOLE = {"label", "tokens", "tokens_2", "boxes_tokens", "noise_level", "map"}  # fields of whole numbers
 PICTURES = {"image", "low_res"}  # fields that are pictures: uint8, or float in [-1, 1]
 SIZES = ("original_size", "crop", "target_size", "aesthetic")
-BESIDE = {"prompts": ("long_prompts",), "low_res": ("noise_seeds",), "sizes": SIZES}  # what says more of a field
+BESIDE = {"prompts": ("long_prompts", "clip_skip"), "low_res": ("noise_seeds",), "sizes": SIZES}  # what says more of a field
 AESTHETIC = {"aesthetic": 6.0, "negative_aesthetic": 2.5}  # of the published SDXL refiner
 
 
@@ -50,6 +50,8 @@ def told(model, given: Mapping, number: int | None = None) -> Guided:
     count = next((len(value) for value in fields.values()), number or 1)
     said = {name.removeprefix(NEGATIVE): fields.pop(name) for name in list(fields) if name.startswith(NEGATIVE)}
     negative = fields | said
+    if given.get("clip_skip"):
+        conditioner = skipping(conditioner, given["clip_skip"])
     of = (conditioner, model.first_stage, model.params["conditioner"], model.first_params)
     how = (_untold(conditioner, fields, set(fields)), _untold(conditioner, negative, set(said), checked=bool(said)), bool(said))
     parts = [[_cast(x, low) for x in (fields, negative)] for low in range(0, count, PART)]

@@ -2,6 +2,7 @@
 catches.
 """
 
+import dataclasses
 import functools
 import json
 
@@ -18,8 +19,10 @@ from ldm_jax.data.prompts import encode_prompts
 from ldm_jax.models.autoencoder import AUTOENCODERS
 from ldm_jax.models.condition import first_condition
 from ldm_jax.models.first_stage import FirstStage
+from ldm_jax.models.text_condition import BertText
 from ldm_jax.models.units import LatentUnits
 from ldm_jax.pipeline import Model
+from ldm_jax.tokenized import skipping
 from ldm_jax.train.sharding import make_mesh
 from tests.data.vocabularies import bert_folder, clip_folder
 
@@ -54,7 +57,7 @@ def vocabulary(tmp_path_factory):
 def sections(vocabulary):
     """Text, a masked image and sizes."""
     known = json.loads((vocabulary / "vocab.json").read_text())
-    text = dict(name="clip_text", width=8, layers=1, heads=2, vocabulary=len(known), length=6, bos=len(known) - 2, eos=len(known) - 1,
+    text = dict(name="clip_text", width=8, layers=2, heads=2, vocabulary=len(known), length=6, bos=len(known) - 2, eos=len(known) - 1,
                 pad=0, final_norm=False)
     return {"name": "several", "parts": (text, dict(name="inpainting"), dict(name="sizes", count=6, width=4))}
 
@@ -96,6 +99,23 @@ def test_prompts_and_images_reach_the_conditioner(model):
     same(told.given, given)
     same(told.null, null)
     assert np.array_equal(told.given.image, told.null.image) and np.abs(told.given.tokens - told.null.tokens).max() > 0.01
+
+
+def test_layers_are_skipped(model, make_model, sections, vocabulary):
+    """Mistakes: the null left at the model's own layer, a skip that is forgotten, one for a model without CLIP taken."""
+    text, *others = sections["parts"]
+    earlier = make_model(sections | {"parts": (text | {"skip": 1}, *others)}, **{"network.levels": TRANSFORMER})
+    earlier = dataclasses.replace(earlier, params=model.params, tokenizers=model.tokenizers)
+    asked = dict(prompts=["a cat", "red"], **SEEN)
+    told, wanted = model.condition(clip_skip=1, **asked), earlier.condition(**asked)
+    same((told.given, told.null), (wanted.given, wanted.null))
+    plain = model.condition(**asked)
+    assert np.abs(plain.given.tokens - told.given.tokens).max() > 0.01 and np.abs(plain.null.tokens - told.null.tokens).max() > 0.01
+    for wrong, match in ((2, "clip_skip=2: skip=2: expected 0"), (-1, "0 or above"), (1.0, "0 or above")):
+        with pytest.raises(UserError, match=match):
+            model.condition(clip_skip=wrong, **asked)
+    with pytest.raises(UserError, match="no CLIP text encoder"):
+        skipping(BertText(), 1)
 
 
 def test_negative_prompts_stand_in_the_nulls_place(model):

@@ -63,21 +63,6 @@ def load_tokenizer(folder: str | pathlib.Path, kind: str, length: int = 77) -> T
     return Tokenizer(kind, bos, eos, pad, length, max(known.values()) + 1, backend)
 
 
-def fitted(tokenizer: Tokenizer, spec) -> Tokenizer:
-    """The tokenizer with the padding and the window of an encoder: models of one vocabulary pad with different ids.
-
-    Args:
-      spec: with bos, eos, pad, length and vocabulary, as a ClipSpec or a BertSpec.
-
-    Raises:
-      UserError: the tokenizer is of another vocabulary.
-    """
-    if (tokenizer.bos, tokenizer.eos) != (spec.bos, spec.eos) or tokenizer.vocabulary > spec.vocabulary:
-        raise UserError(f"the tokenizer has {tokenizer.vocabulary} ids and puts a text between {tokenizer.bos} and {tokenizer.eos}; the "
-                        f"model's text encoder reads {spec.vocabulary} and {spec.bos} and {spec.eos}; give the model's own tokenizer")
-    return dataclasses.replace(tokenizer, pad=spec.pad, length=spec.length)
-
-
 def _clip(folder: pathlib.Path, marks: tuple[str, str, str]):
     from transformers import CLIPTokenizer
 

@@ -7,8 +7,7 @@ import pytest
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.prompts import encode_prompts, spans
-from ldm_jax.data.tokenizers import fitted, load_tokenizer
-from ldm_jax.models.text_encoder import ClipSpec
+from ldm_jax.data.tokenizers import load_tokenizer
 from tests.data.vocabularies import bert_folder, clip_folder
 
 LONG = "a red cat, a red dog: a cat!"
@@ -83,16 +82,6 @@ def test_a_whole_tokenizer_file(folders, tmp_path):
     assert not (tmp_path / "vocab.json").exists()
     ours, plain = load_tokenizer(tmp_path, "clip"), load_tokenizer(folders["bang"], "clip")
     assert ours == plain and ours.ids(LONG) == plain.ids(LONG) and ours.decode(ours.ids("a cat, dog")) == "a cat , dog"
-
-
-def test_a_tokenizer_is_fitted_to_its_encoder(folders):
-    """Mistake: a model padded with another model's id, or read with another vocabulary."""
-    tokenizer = load_tokenizer(folders["clip"], "clip")
-    spec = ClipSpec(width=8, layers=1, heads=2, vocabulary=tokenizer.vocabulary, length=9, bos=tokenizer.bos, eos=tokenizer.eos, pad=0)
-    ids = encode_prompts(fitted(tokenizer, spec), ["a"])[0]
-    assert ids.shape == (1, 1, 9) and ids[0, 0].tolist() == [tokenizer.bos, *tokenizer.ids("a"), tokenizer.eos] + 6 * [0]
-    with pytest.raises(UserError, match="give the model's own tokenizer"):
-        fitted(tokenizer, ClipSpec())
 
 
 def damaged(folder, case):
