@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 
 from ldm_jax import choices
 from ldm_jax import experiment as ex
-from ldm_jax.adapted import open_model
+from ldm_jax.adapted import open_model, with_lora
+from ldm_jax.adapted import parse_lora as parse_lora
 from ldm_jax.asked import ASKED, Job, given_of, prepare, spread
 from ldm_jax.checkpoint.bundle import write_bundle
 from ldm_jax.checkpoint.manifest import Manifest
@@ -43,7 +44,7 @@ class Model:
 
     params: of the diffusion model {"network", "conditioner"}, of the classifier {"network"}, or of the autoencoder.
     first_params: of the first stage. digest: content digest of `params` and, beside them, of the first stage's.
-    tokenizers: one a text encoder, where it has any; see `with_tokenizer`.
+    tokenizers: one a text encoder, where it has any; see `with_tokenizer`. loras: what `with_lora` added, a record each.
     """
 
     experiment: ex.Experiment
@@ -54,6 +55,7 @@ class Model:
     digest: str
     mesh: Mesh = dataclasses.field(repr=False)
     tokenizers: tuple = dataclasses.field(default=(), repr=False)
+    loras: tuple[dict, ...] = ()
 
     def describe(self) -> str:
         """One paragraph: task, sizes, latent, training record."""
@@ -214,6 +216,16 @@ class Model:
         """The next batch size that all devices can share."""
         ways = self.mesh.devices.size
         return -(-max(number, 1) // ways) * ways
+
+    def with_lora(self, path, scale: float = 1.0) -> "Model":
+        """This model with `scale` times a LoRA added to its parameters: of a run that trained one, or a file of kohya's or diffusers'.
+
+        Several are added one after the other.
+
+        Raises:
+          UserError: no LoRA there, or one that does not fit this model: what differs is named.
+        """
+        return with_lora(self, path, scale)
 
     def need_diffusion(self, what: str) -> None:
         """Raises UserError unless the model can sample."""

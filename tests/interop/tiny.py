@@ -72,7 +72,8 @@ def sdxl_unet(tokens, pooled, sizes):
 def sdxl():
     return diffusers.StableDiffusionXLPipeline(
         vae=vae(0.13025), text_encoder=clip(32), text_encoder_2=clip(48, act="gelu", projection=40, seed=13), tokenizer=tokenizer(),
-        tokenizer_2=tokenizer("!"), unet=sdxl_unet(80, 40, 6), scheduler=diffusers.EulerDiscreteScheduler(**SD, timestep_spacing="leading"), add_watermarker=False)
+        tokenizer_2=tokenizer("!"), unet=sdxl_unet(80, 40, 6), add_watermarker=False,
+        scheduler=diffusers.EulerDiscreteScheduler(**SD, timestep_spacing="leading"))
 
 
 def ldm_text():
