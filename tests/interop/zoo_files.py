@@ -16,12 +16,14 @@ def clip_hf(prefix, spec):
 
 def open_clip(prefix, spec):
     found = {f"{prefix}token_embedding.weight": (spec["vocabulary"], spec["width"]), f"{prefix}logit_scale": (),
-             f"{prefix}positional_embedding": (spec["length"], spec["width"]), f"{prefix}text_projection": (spec["width"], spec["projection"])}
+             f"{prefix}positional_embedding": (spec["length"], spec["width"]),
+             f"{prefix}text_projection": (spec["width"], spec["projection"])}
     return found | {f"{prefix}transformer.resblocks.{k}.ln_1.weight": (spec["width"],) for k in range(spec["layers"])}
 
 
 def bert(prefix, spec):
-    found = {f"{prefix}token_emb.weight": (spec["vocabulary"], spec["width"]), f"{prefix}pos_emb.emb.weight": (spec["length"], spec["width"]),
+    found = {f"{prefix}token_emb.weight": (spec["vocabulary"], spec["width"]),
+             f"{prefix}pos_emb.emb.weight": (spec["length"], spec["width"]),
              f"{prefix}to_logits.weight": (spec["vocabulary"], spec["width"])}
     return found | {f"{prefix}attn_layers.layers.{k}.0.weight": (spec["width"],) for k in range(2 * spec["layers"])}
 
@@ -34,7 +36,8 @@ def encoders(described) -> dict:
         if name == "clip_text" and part["activation"] == "quick_gelu":
             found |= clip_hf("cond_stage_model.transformer.", part)
         elif name == "clip_text":
-            found |= open_clip("cond_stage_model.model." if part.get("vector", "none") == "none" else "conditioner.embedders.0.model.", part)
+            refines = part.get("vector") == "pooled"
+            found |= open_clip("conditioner.embedders.0.model." if refines else "cond_stage_model.model.", part)
         elif name == "two_clip_text":
             found |= clip_hf("conditioner.embedders.0.transformer.", part["first"])
             found |= open_clip("conditioner.embedders.1.model.", part["second"])
@@ -77,7 +80,8 @@ def smaller(kind, width, multipliers, attended, blocks=1, depth=None, text=64):
             clip = {"activation", "bos"} <= set(part)
             heads = {} if "head_width" in part else dict(heads=max(1, text // 64))
             part = part | dict(width=text, layers=2, vocabulary=300) | heads
-            return part | (dict(bos=298, eos=299, pad=299 if part["pad"] else 0, projection=text if part["projection"] else 0) if clip else {})
+            ids = dict(bos=298, eos=299, pad=299 if part["pad"] else 0, projection=text if part.get("projection") else 0)
+            return part | (ids if clip else {})
         return part | {key: narrow(part[key]) for key in ("first", "second") if key in part} | (
             dict(width=text) if part["name"] in ("class", "tokens") else {}) | (
             dict(parts=tuple(map(narrow, part["parts"]))) if "parts" in part else {})
