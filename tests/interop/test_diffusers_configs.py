@@ -88,6 +88,9 @@ def test_a_row_goes_out_and_comes_back(kind):
     keys = ("network", "schedule", "prediction", "time_input")
     assert [found.sections[key] for key in keys] == [row.sections[key] for key in keys]
     assert found.sections["sampling"]["sampler"] == row.sections["sampling"]["sampler"]
+    assert plan.jsons["unet"].get("use_linear_projection", False) == kind.startswith(("sd2", "sdxl"))
+    if kind.startswith("sd2"):  # stock pipelines take the last layer of what they find
+        assert (plan.texts["text_encoder"]["layers"], plan.jsons["text_encoder"]["num_hidden_layers"]) == (23, 23)
     assert (found.first_stage, found.scale_factor, found.resolution) == (row.first_stage, row.scale_factor, row.resolution)
 
 
