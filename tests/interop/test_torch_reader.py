@@ -281,11 +281,11 @@ print((peak() - start) / 1024)
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak is read from Linux's /proc")
 def test_a_file_is_converted_in_less_memory_than_it_takes(tmp_path):
-    """Catches a reader that holds every tensor it has read (its growth is the file's 192 MB), and a writer that gathers them."""
-    path = save({f"t{i}": torch.zeros(1024, 2048) for i in range(24)}, tmp_path / "x.ckpt")
+    """Catches a reader that holds every tensor it has read (its growth is the file's 128 MB), and a writer that gathers them."""
+    path = save({f"t{i}": torch.zeros(1024, 2048) for i in range(16)}, tmp_path / "x.ckpt")
     done = subprocess.run([sys.executable, "-c", MEASURED, str(path), str(tmp_path / "y.safetensors")], capture_output=True, text=True,
                           check=True, cwd=pathlib.Path(__file__).parents[2])
-    assert path.stat().st_size > 190 * 2**20 and float(done.stdout) < 32 + 8 + 20
+    assert path.stat().st_size > 127 * 2**20 and float(done.stdout) < 32 + 8 + 20
 
 
 @pytest.mark.parametrize("form", FORMS)
