@@ -32,7 +32,8 @@ def model(tmp_path):
     page(root / "unet/config.json", {"_class_name": "UNet2DConditionModel", "in_channels": 4})
     page(root / "text_encoder/config.json", {"architectures": ["CLIPTextModel"]})
     page(root / "scheduler/scheduler_config.json", {"beta_start": 0.1})
-    page(root / "tokenizer/tokenizer_config.json", {"model_max_length": 77})
+    page(root / "tokenizer/tokenizer_config.json", {"model_max_length": 77, "pad_token": "<|endoftext|>"})
+    page(root / "tokenizer/special_tokens_map.json", {"pad_token": {"content": "!"}})
     page(root / "safety_checker/config.json", {})
     save_file(UNET, root / "unet/diffusion_pytorch_model.safetensors")
     save_file(TEXT, root / "text_encoder/model.safetensors")
@@ -52,11 +53,13 @@ def shard(folder, parts, base="diffusion_pytorch_model"):
 
 
 def test_components_configs_and_tensors(model):
-    """Catches a component left out, a scheduler asked for weights, and what is not read left unsaid."""
+    """Catches a component left out, a scheduler asked for weights, a tokenizer's padding that its other file overrules (SD 2), and
+    what is not read left unsaid."""
     found = read_folder(model)
     assert set(found.components) == {"unet", "text_encoder", "scheduler", "tokenizer"} and is_folder(model) and is_folder(model / "unet")
     assert found.jsons["unet"]["in_channels"] == 4 and found.jsons["scheduler"] == {"beta_start": 0.1}
     assert found.jsons["model_index"] == INDEX and found.components["tokenizer"].folder == model / "tokenizer"
+    assert found.jsons["tokenizer"] == {"model_max_length": 77, "pad_token": {"content": "!"}}
     np.testing.assert_array_equal(found.components["unet"].tensors["conv_in.weight"], UNET["conv_in.weight"])
     assert list(found.components["text_encoder"].tensors) == ["text_model.embeddings.token_embedding.weight"]
     assert found.told == ("safety_checker is not read: it blackens images; samples are not checked",)
