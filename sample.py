@@ -7,7 +7,7 @@ from absl import flags
 
 from ldm_jax.cli import entry
 
-MODEL = flags.DEFINE_string("model", None, "A run folder, one step of it, or a bundle.", required=True)
+MODEL = flags.DEFINE_string("model", None, "A run folder, one step of it, a bundle, a folder of diffusers, or a CompVis file.", required=True)
 OUT = flags.DEFINE_string("out", "samples", "Where 000000.png ..., grid.png, samples.npz and samples.json are written.")
 NUMBER = flags.DEFINE_integer("num_samples", 16, "How many images; image i has seed --seed + i.")
 SEED = flags.DEFINE_integer("seed", 0, "The first image's seed, 0 to 2^32 - 1.")
@@ -22,6 +22,9 @@ THRESHOLD = flags.DEFINE_string("threshold", "", "none, clip, dynamic or a secti
 INIT = flags.DEFINE_string("init_image", "", "A picture to start from, with --strength or --mask.")
 MASK = flags.DEFINE_string("mask", "", "A picture: --init_image is made anew where it is white, and kept where it is black.")
 STRENGTH = flags.DEFINE_float("strength", None, "How much of the way is run from --init_image: above 0, up to 1.")
+LORA = flags.DEFINE_multi_string("lora", None, "A LoRA, PATH or PATH:SCALE: a run that trained one, or a file; may be repeated.")
+KIND = flags.DEFINE_string("kind", "", "Which published model a file is, where its tensors fit several, as sd2; see docs/published.md.")
+VARIANT = flags.DEFINE_string("variant", "", "Which weights of a folder of diffusers, as fp16; empty: the plain ones.")
 SIZE = flags.DEFINE_string("size", "", "WIDTHxHEIGHT of the images, as 512x768; empty: as trained.")
 TILE = flags.DEFINE_integer("tile", None, "Decode by overlapping tiles of this side in latents, for large images; 64 is usual.")
 DECODE_BATCH = flags.DEFINE_integer("decode_batch", None, "Images decoded at a time; 1 takes the least memory. All of a batch by default.")
@@ -64,9 +67,11 @@ def main() -> None:
                                      "handover": HANDOVER.value}, said=said)
     workdir.initialise(*PROCESSES())
     loaded = {"weights": WEIGHTS.value, "dtype": DTYPE.value or None}
-    model = pipeline.load(MODEL.value, **loaded)
+    model = pipeline.load(MODEL.value, kind=KIND.value, variant=VARIANT.value, **loaded)
     if TOKENIZER.value:
         model = model.with_tokenizer(*TOKENIZER.value.split(","))
+    for path, scale in map(pipeline.parse_lora, LORA.value or ()):
+        model = model.with_lora(path, scale)
     for flag in (GUIDE, REFINER):
         if flag.value:
             request = dataclasses.replace(request, **{flag.name: pipeline.load(flag.value, mesh=model.mesh, **loaded)})

@@ -168,6 +168,8 @@ def sample_to(model: Model, request: Request, out: str, progress=None) -> np.nda
         if jax.process_index() == 0:
             page = sampling | request.made | {"weights": model.manifest.weights, "model_digest": model.digest,
                                               "dtype": model.experiment.network.dtype}
+            if model.loras:
+                page["loras"] = list(model.loras)
             if request.guide:
                 page["guidance"] = dict(by_guide(request.guide, sampling["guidance"]))
             for name, other in (("guide", request.guide), ("refiner", request.refiner)):
