@@ -7,7 +7,7 @@ from absl import flags
 
 from ldm_jax.cli import entry
 
-MODEL = flags.DEFINE_string("model", None, "A run folder, one step of it, a bundle, a folder of diffusers, or a CompVis file.", required=True)
+MODEL = flags.DEFINE_string("model", None, "A run folder, a step of it, a bundle, a folder of diffusers, or a CompVis file.", required=True)
 OUT = flags.DEFINE_string("out", "samples", "Where 000000.png ..., grid.png, samples.npz and samples.json are written.")
 NUMBER = flags.DEFINE_integer("num_samples", 16, "How many images; image i has seed --seed + i.")
 SEED = flags.DEFINE_integer("seed", 0, "The first image's seed, 0 to 2^32 - 1.")
@@ -52,7 +52,7 @@ PROCESSES = entry.process_flags()
 
 def main() -> None:
     from ldm_jax import output, pipeline, sizes, workdir
-    from ldm_jax.said import Said, parse_pair, read_prompts
+    from ldm_jax.said import Said, parse_pair, read_prompts, with_last
 
     prompts = tuple(PROMPT.value) + (read_prompts(PROMPTS_FILE.value) if PROMPTS_FILE.value else ())
     numbers = {flag.name: parse_pair(flag.value, f"--{flag.name}") for flag in (ORIGINAL, CROP, TARGET)}
@@ -68,13 +68,14 @@ def main() -> None:
     workdir.initialise(*PROCESSES())
     loaded = {"weights": WEIGHTS.value, "dtype": DTYPE.value or None}
     model = pipeline.load(MODEL.value, kind=KIND.value, variant=VARIANT.value, **loaded)
-    if TOKENIZER.value:
-        model = model.with_tokenizer(*TOKENIZER.value.split(","))
+    folders = TOKENIZER.value.split(",") if TOKENIZER.value else []
+    model = model.with_tokenizer(*folders) if folders else model
     for path, scale in map(pipeline.parse_lora, LORA.value or ()):
         model = model.with_lora(path, scale)
     for flag in (GUIDE, REFINER):
         if flag.value:
-            request = dataclasses.replace(request, **{flag.name: pipeline.load(flag.value, mesh=model.mesh, **loaded)})
+            other = with_last(pipeline.load(flag.value, mesh=model.mesh, **loaded), folders)
+            request = dataclasses.replace(request, **{flag.name: other})
     with entry.progress(request.number, "images") as progress:
         output.sample_to(model, request, OUT.value, progress)
 
