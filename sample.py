@@ -22,6 +22,12 @@ THRESHOLD = flags.DEFINE_string("threshold", "", "none, clip, dynamic or a secti
 INIT = flags.DEFINE_string("init_image", "", "A picture to start from, with --strength or --mask.")
 MASK = flags.DEFINE_string("mask", "", "A picture: --init_image is made anew where it is white, and kept where it is black.")
 STRENGTH = flags.DEFINE_float("strength", None, "How much of the way is run from --init_image: above 0, up to 1.")
+SIZE = flags.DEFINE_string("size", "", "WIDTHxHEIGHT of the images, as 512x768; empty: as trained.")
+TILE = flags.DEFINE_integer("tile", None, "Decode by overlapping tiles of this side in latents, for large images; 64 is usual.")
+DECODE_BATCH = flags.DEFINE_integer("decode_batch", None, "Images decoded at a time; 1 takes the least memory. All of a batch by default.")
+DTYPE = flags.DEFINE_string("dtype", "", "What to compute in: bfloat16 (half the memory) or float32; empty: the model's own.")
+REFINER = flags.DEFINE_string("refiner", "", "A second model for the last steps, as of SDXL; --handover says from where.")
+HANDOVER = flags.DEFINE_float("handover", None, "The share of the way that is done when the --refiner takes over; 0.8 by default.")
 WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or the raw weights.")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Images at a time; it does not change them.")
 ROUNDING = flags.DEFINE_enum("rounding", "round", ["round", "truncate"], "To uint8; truncate is what the LDM scripts do.")
@@ -29,17 +35,21 @@ PROCESSES = entry.process_flags()
 
 
 def main() -> None:
-    from ldm_jax import output, pipeline, workdir
+    from ldm_jax import output, pipeline, sizes, workdir
 
     named = {flag.name: output.parse_choice(flag.value, f"--{flag.name}") for flag in (SAMPLER, GRID, THRESHOLD)}
     sampling = named | {"steps": STEPS.value, "guidance": output.parse_guidance(GUIDANCE.value)}
     pictures = output.pictures_of(INIT.value, MASK.value, STRENGTH.value)
     request = output.Request(NUMBER.value, SEED.value, output.parse_labels(LABELS.value), BATCH.value, ROUNDING.value, sampling,
-                             output.parse_labels(NEGATIVE.value, "--negative_labels"), pictures=pictures)
+                             output.parse_labels(NEGATIVE.value, "--negative_labels"), pictures=pictures,
+                             making={"size": sizes.parse_size(SIZE.value), "tile": TILE.value, "decode_batch": DECODE_BATCH.value,
+                                     "handover": HANDOVER.value})
     workdir.initialise(*PROCESSES())
-    model = pipeline.load(MODEL.value, weights=WEIGHTS.value)
-    if GUIDE.value:
-        request = dataclasses.replace(request, guide=pipeline.load(GUIDE.value, weights=WEIGHTS.value, mesh=model.mesh))
+    loaded = {"weights": WEIGHTS.value, "dtype": DTYPE.value or None}
+    model = pipeline.load(MODEL.value, **loaded)
+    for flag in (GUIDE, REFINER):
+        if flag.value:
+            request = dataclasses.replace(request, **{flag.name: pipeline.load(flag.value, mesh=model.mesh, **loaded)})
     with entry.progress(request.number, "images") as progress:
         output.sample_to(model, request, OUT.value, progress)
 

@@ -19,6 +19,7 @@ from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import SEED_LIMIT, check_seed
 from ldm_jax.ops.images import make_grid, write_png
 from ldm_jax.pipeline import Model
+from ldm_jax.sizes import Size
 from ldm_jax.workdir import passed_by_all, refuse_remote
 
 PAGE = "samples.json"  # written last: a folder without it is not finished
@@ -31,7 +32,7 @@ class Request:
     """What is asked for. Image i has seed `seed` + i and label labels[i mod len]; what is None or empty is the model's own way.
 
     negative: labels to be steered away from, given to the images as the labels are. guide: a second Model. pictures: an image to
-    start from, see `Pictures`.
+    start from, see `Pictures`. making: size, tile, decode_batch and handover, as `Model.sample` takes them. refiner: a second Model.
     """
 
     number: int = 16
@@ -43,6 +44,8 @@ class Request:
     negative: tuple[int, ...] = ()
     guide: Model | None = None
     pictures: "Pictures | None" = None
+    making: Mapping = dataclasses.field(default_factory=dict)
+    refiner: Model | None = None
 
     def __post_init__(self):
         if self.number < 1 or self.batch_size < 1:
@@ -75,7 +78,7 @@ class Request:
           UserError: files that are no pictures of the model's size.
         """
         with passed_by_all():
-            asked = dict(self.sampling) | (self.pictures.wishes(model) if self.pictures else {})
+            asked = dict(self.sampling) | self.made | (self.pictures.wishes(model, self.made.get("size")) if self.pictures else {})
         if self.negative and "label" not in model.experiment.conditioner.fields:
             raise UserError("--negative_labels: this model was trained without labels")
         if self.negative:
@@ -84,7 +87,14 @@ class Request:
             raise UserError("--guide is a classifier, and guides to a class: say which, as --labels=0-9")
         if self.guide is not None:
             asked |= {"guide": self.guide, "guide_condition": told_to_guide(self.guide, self.label_of_each)}
+        if self.refiner is not None:
+            asked |= {"refiner": self.refiner, "refiner_condition": told_to_guide(self.refiner, self.label_of_each)}
         return asked
+
+    @property
+    def made(self) -> dict:
+        """What was said of `making`."""
+        return {name: value for name, value in self.making.items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,11 +108,12 @@ class Pictures:
     mask: str = ""
     strength: float | None = None
 
-    def wishes(self, model: Model) -> dict:
-        """init, mask (white, from 128 on, is made anew) and strength, as `Model.sample` takes them."""
-        side, channels = model.experiment.facts.resolution, model.experiment.facts.channels
-        asked = {"init": read_picture(self.init, "--init_image", side, channels)[None], "strength": self.strength}
-        return asked | ({"mask": read_picture(self.mask, "--mask", side, 1)[..., 0] >= 128} if self.mask else {})
+    def wishes(self, model: Model, size: Size | None = None) -> dict:
+        """init, mask (white, from 128 on, is made anew) and strength, as `Model.sample` takes them at this size."""
+        facts = model.experiment.facts
+        size = size or (facts.resolution, facts.resolution)
+        asked = {"init": read_picture(self.init, "--init_image", size, facts.channels)[None], "strength": self.strength}
+        return asked | ({"mask": read_picture(self.mask, "--mask", size, 1)[..., 0] >= 128} if self.mask else {})
 
     @property
     def told(self) -> dict:
@@ -171,8 +182,8 @@ def parse_guidance(text: str) -> float | dict | None:
                         "--guidance='{\"name\":\"classifier_free\",\"weight\":2.0,\"rescale\":0.7}'") from None
 
 
-def read_picture(path: str, where: str, side: int, channels: int) -> np.ndarray:
-    """A picture file as uint8 [side, side, channels]; grey becomes colour, and colour grey.
+def read_picture(path: str, where: str, size: Size, channels: int) -> np.ndarray:
+    """A picture file as uint8 [H, W, channels], size = (W, H); grey becomes colour, and colour grey.
 
     Raises:
       UserError: no file, no picture, or one of another size.
@@ -185,9 +196,11 @@ def read_picture(path: str, where: str, side: int, channels: int) -> np.ndarray:
     except (OSError, ValueError) as error:
         told = "no such file" if isinstance(error, FileNotFoundError) else "not a picture that can be read"
         raise UserError(f"{where}={path}: {told}") from None
-    if image.shape[:2] != (side, side):
-        raise UserError(f"{where}={path}: it is {image.shape[1]}x{image.shape[0]}; this model makes images of {side}x{side}")
-    return image.reshape(side, side, channels)
+    found = (image.shape[1], image.shape[0])
+    if found != tuple(size):
+        raise UserError(f"{where}={path}: it is {found[0]}x{found[1]}; this model makes images of {size[0]}x{size[1]}, and others by "
+                        "--size=WIDTHxHEIGHT")
+    return image.reshape(*image.shape[:2], channels)
 
 
 def sample_to(model: Model, request: Request, out: str, progress=None) -> np.ndarray:
@@ -210,11 +223,12 @@ def sample_to(model: Model, request: Request, out: str, progress=None) -> np.nda
     try:
         images = _write_pictures(folder, batches)
         if jax.process_index() == 0:
-            page = sampling | {"weights": model.manifest.weights, "model_digest": model.digest}
+            page = sampling | request.made | {"weights": model.manifest.weights, "model_digest": model.digest,
+                                              "dtype": model.experiment.network.dtype}
             if request.guide:
-                guide = request.guide
-                page |= {"guidance": dict(by_guide(guide, sampling["guidance"])),
-                         "guide": {"task": guide.experiment.task, "step": guide.manifest.step, "digest": guide.digest}}
+                page["guidance"] = dict(by_guide(request.guide, sampling["guidance"]))
+            for name, other in (("guide", request.guide), ("refiner", request.refiner)):
+                page |= {name: {"task": other.experiment.task, "step": other.manifest.step, "digest": other.digest}} if other else {}
             _write_pages(folder, images, request, page | (request.pictures.told if request.pictures else {}))
     except OSError as error:
         raise UserError(f"--out={out} cannot be written: {error}") from None
