@@ -27,6 +27,7 @@ from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.models.conditioners import conditioner
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.models.levels import LevelSpec, MiddleSpec
+from ldm_jax.models.lora import Lora
 from ldm_jax.models.unet import UNet
 from ldm_jax.models.units import unit_of
 from ldm_jax.train.autoencoder_stage import Loss
@@ -36,7 +37,8 @@ from ldm_jax.train.sharding import Layout
 from ldm_jax.train.steps import Descent
 
 NETWORKS = {"unet": UNet}
-LATER = {"log_variance": {"name": "none"}, "offset_noise": 0.0, "sampling": {"threshold": {"name": "none"}}}
+LATER = {"log_variance": {"name": "none"}, "offset_noise": 0.0, "sampling": {"threshold": {"name": "none"}},
+         "lora": {"rank": 0, "alpha": 1.0, "targets": "attention"}}
 """What models had whose config was saved before there was a choice."""
 
 
@@ -160,6 +162,18 @@ def leveled(table, config, **given):
         section["middle"] = fill(MiddleSpec, section["middle"], "config.network.middle")
     levels = tuple(fill(LevelSpec, level, f"config.network.levels[{i}]") for i, level in enumerate(section.pop("levels", ())))
     return choose(table, section, "config.network", levels=levels, **given)
+
+
+def lora_of(config) -> Lora | None:
+    """What is trained in the place of the parameters; None is the parameters."""
+    lora = fill(Lora, config.get("lora", LATER["lora"]), "config.lora")
+    return lora if lora.rank else None
+
+
+def adapts(config) -> bool:
+    """Whether a config asks for a LoRA, be its section right or wrong."""
+    section = config.get("lora")
+    return isinstance(section, Mapping) and bool(section.get("rank"))
 
 
 def check_fields(conditioner, facts: Facts) -> None:

@@ -1,52 +1,42 @@
 """The Python API: `load` a trained model, then encode, decode and sample with it."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from ldm_jax import choices
 from ldm_jax import experiment as ex
+from ldm_jax.adapted import open_model, with_lora
+from ldm_jax.adapted import parse_lora as parse_lora
 from ldm_jax.asked import ASKED, Job, given_of, prepare, spread
 from ldm_jax.checkpoint.bundle import write_bundle
 from ldm_jax.checkpoint.manifest import Manifest
 from ldm_jax.config_tree import from_json
 from ldm_jax.core.choose import nearest
 from ldm_jax.core.errors import UserError
-from ldm_jax.core.keys import base_key
 from ldm_jax.core.shapes import expect
 from ldm_jax.core.trees import content_digest, count
 from ldm_jax.core.types import Condition
 from ldm_jax.diffusion.guidance import Guided
 from ldm_jax.diffusion.inversion import inversion_table, start_inversion
 from ldm_jax.diffusion.sample import advance, image_keys
-from ldm_jax.loading import Opened, load_first_stage, trained_on
+from ldm_jax.loading import Reading, load_first_stage, trained_on
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.ops.images import from_uint8, to_uint8
+from ldm_jax.precision import check_dtype, in_dtype
 from ldm_jax.sampling import KEYS, generate, parts_of
 from ldm_jax.sampling import NetworkCall as NetworkCall
+from ldm_jax.tiles import PART, Share, decoded, encoded
+from ldm_jax.tokenized import open_tokenizers
 from ldm_jax.told import told
 from ldm_jax.train.loop import fetch
 from ldm_jax.train.sharding import batch_sharding, make_mesh
 
 WEIGHTS = ("ema", "raw")
-PART = 64  # images that are encoded or decoded at a time
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(first_stage: FirstStage, params, latent):
-    return first_stage.decode(params, latent)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(first_stage: FirstStage, params, image):
-    return first_stage.encode(params, image)
-
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -54,6 +44,7 @@ class Model:
 
     params: of the diffusion model {"network", "conditioner"}, of the classifier {"network"}, or of the autoencoder.
     first_params: of the first stage. digest: content digest of `params` and, beside them, of the first stage's.
+    tokenizers: one a text encoder, where it has any; see `with_tokenizer`. loras: what `with_lora` added, a record each.
     """
 
     experiment: ex.Experiment
@@ -63,6 +54,8 @@ class Model:
     manifest: Manifest = dataclasses.field(repr=False)
     digest: str
     mesh: Mesh = dataclasses.field(repr=False)
+    tokenizers: tuple = dataclasses.field(default=(), repr=False)
+    loras: tuple[dict, ...] = ()
 
     def describe(self) -> str:
         """One paragraph: task, sizes, latent, training record."""
@@ -75,15 +68,31 @@ class Model:
         return "; ".join(lines)
 
     def condition(self, labels: Sequence[int] | None = None, **given) -> Guided:
-        """What samples are told, and what guidance steps away from: all of `told.GIVEN` that this model reads, of N examples each, or
+        """What samples are told, and what guidance steps away from.
 
-        of one for all. What is dropped in training may be left out: the samples are then told nothing of it (unconditional).
+        What is dropped in training may be left out: the samples are then told nothing of it (unconditional). "negative_" before a
+        name (negative_prompts, negative_labels, ...) is told in the null's place.
+
+        Args (those that this model reads; each of N examples, or of one for all):
+          labels: classes. map: of classes, [N, H, W]. boxes_tokens, embeddings: as they are.
+          prompts: texts; (word:1.2) and [word] weigh. long_prompts: "one" window, where a text may lose its end, or "many".
+            clip_skip: how many layers earlier than the model has them the text encoder's states are taken.
+          image, mask: what is inpainted, images as in `encode`; mask [N, H, W], from 0.5 on made anew.
+          depth: [N, H, W], any unit, near is large. low_res: small images, of the latents' size; noise_level: whole numbers, how much
+            they are noised first, with noise_seeds (0, 1, ...).
+          original_size, crop, target_size: (width, height), (left, top) and (width, height); by default `size`, uncropped, and by
+            default of that the trained size. aesthetic: a rating (6; the null's is 2.5).
 
         Raises:
           UserError: what is out of range, missing, or not for this model, by its name.
         """
         self.need_diffusion("a condition")
         return told(self, {"labels": labels} | given)
+
+    def with_tokenizer(self, *folders) -> "Model":
+        """The same model with its tokenizers, from local folders: one a text encoder, or one for all. Raises UserError: they do not fit."""
+        self.need_diffusion("a tokenizer")
+        return dataclasses.replace(self, tokenizers=open_tokenizers(self.experiment.conditioner, folders))
 
     def null(self, number: int) -> Condition:
         """The condition of `number` samples that are told nothing. Raises UserError: what this model must always be told."""
@@ -114,7 +123,8 @@ class Model:
           progress: called with the number of images done after each batch.
           rounding: "round", or "truncate" as the LDM scripts do.
           **asked: sampler, grid, steps, guidance, threshold (see `sampling`), and what `Asked` lists: negative, guide,
-            guide_condition, init, strength, mask, noise, every, callback.
+            guide_condition, init, strength, mask, noise, every, callback, size, tile, decode_batch, refiner, refiner_condition,
+            handover.
 
         Raises:
           UserError: an unknown name, a number out of range, conditions that are not N.
@@ -142,7 +152,8 @@ class Model:
             inputs = jax.tree.map(lambda leaf: self._split(leaf[places]), job.inputs)  # noqa: B023 (used at once)
             keys = self._split_keys(image_keys([seeds[i] for i in places]))
             latent = generate(self.experiment, job.way, job.params, inputs, keys, job.watch(low, high - low))
-            images = to_uint8(fetch(_decode(self.first_stage, self.first_params, latent))[:high - low], rounding)
+            images = to_uint8(decoded(self.first_stage, self.first_params, latent, self._share(job.share), self._split)[:high - low],
+                              rounding)
             yield job.finished(images, places[:high - low])
             if progress:
                 progress(high)
@@ -165,23 +176,27 @@ class Model:
             done.append(fetch(state.x)[:len(places)])
         return np.concatenate(done)
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """uint8 [N, H, W, C], or float in [-1, 1] -> unit-variance latents [N, h, w, c] (KL: the mean; VQ: before quantisation)."""
+    def encode(self, images: np.ndarray, *, tile: int | None = None, batch_size: int = PART) -> np.ndarray:
+        """uint8 [N, H, W, C], or float in [-1, 1] -> unit-variance latents [N, h, w, c] (KL: the mean; VQ: before quantisation).
+
+        tile, batch_size: as in `decode`; a tile is counted in latents.
+        """
         images = np.asarray(images)
         images = from_uint8(images) if images.dtype == np.uint8 else images.astype(np.float32)
         if not np.isfinite(images).all() or np.abs(images).max(initial=0) > 1.001:
             raise UserError("images: expected uint8, or float in [-1, 1]")
-        return self._by_parts(_encode, images)
+        return encoded(self.first_stage, self.first_params, images, Share(tile, batch_size))
 
-    def decode(self, latents: np.ndarray, rounding: str = "round") -> np.ndarray:
-        """Unit-variance latents [N, h, w, c] -> images uint8 [N, H, W, C]."""
+    def decode(self, latents: np.ndarray, rounding: str = "round", *, tile: int | None = None, batch_size: int = PART) -> np.ndarray:
+        """Unit-variance latents [N, h, w, c] -> images uint8 [N, H, W, C].
+
+        Args:
+          tile: the side, in latents, of overlapping tiles that are decoded one by one and blended, for images that do not fit whole;
+            group norms and attention see a tile alone, so that pixels differ by a little. None decodes whole.
+          batch_size: images at a time; 1 takes the least memory.
+        """
         expect("latents", np.asarray(latents), "N h w c", c=self.experiment.latent_shape[2])
-        return to_uint8(self._by_parts(_decode, np.asarray(latents, np.float32)), rounding)
-
-    def _by_parts(self, function, rows: np.ndarray) -> np.ndarray:
-        """function(first_stage, its parameters, rows), PART rows at a time, so that memory does not grow with their number."""
-        parts = [rows[i:i + PART] for i in range(0, max(len(rows), 1), PART)]
-        return np.concatenate([np.asarray(fetch(function(self.first_stage, self.first_params, jnp.asarray(part)))) for part in parts])
+        return to_uint8(decoded(self.first_stage, self.first_params, np.asarray(latents, np.float32), Share(tile, batch_size)), rounding)
 
     def spread(self, condition: Condition | Guided | None, number: int) -> Condition:
         """What is given to `number` images, on the host, from one for each, or one for all; None is the null."""
@@ -194,10 +209,23 @@ class Model:
     def _split_keys(self, keys: jax.Array) -> jax.Array:
         return jax.random.wrap_key_data(self._split(jax.random.key_data(keys)), impl="threefry2x32")
 
+    def _share(self, share: Share) -> Share:
+        return share if share.images is None else dataclasses.replace(share, images=self.round_up(share.images))
+
     def round_up(self, number: int) -> int:
         """The next batch size that all devices can share."""
         ways = self.mesh.devices.size
         return -(-max(number, 1) // ways) * ways
+
+    def with_lora(self, path, scale: float = 1.0) -> "Model":
+        """This model with `scale` times a LoRA added to its parameters: of a run that trained one, or a file of kohya's or diffusers'.
+
+        Several are added one after the other.
+
+        Raises:
+          UserError: no LoRA there, or one that does not fit this model: what differs is named.
+        """
+        return with_lora(self, path, scale)
 
     def need_diffusion(self, what: str) -> None:
         """Raises UserError unless the model can sample."""
@@ -208,32 +236,36 @@ class Model:
             raise UserError(f"{what}: this is {kind} ({self.manifest.task}); it can encode and decode. {mend}")
 
 
-def load(path, weights: str = "ema", mesh: Mesh | None = None) -> Model:
-    """A model from a run folder, one step of it, or a bundle; both stages, by the manifest.
+def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None = None, *, kind: str = "", variant: str = "") -> Model:
+    """A model from a run folder, one step of it, a bundle, a folder of diffusers, or a CompVis file; both stages, by the manifest.
 
     Args:
-      weights: "ema", the moving average where the run kept one, or "raw".
+      weights: "ema", the moving average where the run or the file kept one, or "raw".
       mesh: where to compute; by default all devices.
+      dtype: what to compute in, "bfloat16" (kernels are then kept in it too, in half the memory) or "float32"; None is the model's own.
+      kind: of the zoo (docs/published.md), for a file whose tensors fit several; variant: of a folder's weights, as "fp16".
 
     Raises:
       UserError: nothing there, damaged, of another architecture, or with a first stage that has changed since.
     """
     if weights not in WEIGHTS:
         raise UserError(f"weights={weights!r}: expected one of {', '.join(WEIGHTS)}")
+    check_dtype(dtype)
     mesh = make_mesh() if mesh is None else mesh
-    opened = Opened(path)
+    opened = open_model(path, Reading(kind, variant), weights)
     manifest = dataclasses.replace(opened.manifest, weights=opened.which(weights))
     config = from_json(manifest.config)
     facts = choices.Facts(**config.pop("facts"))
     if manifest.task == "autoencoder":
         first = load_first_stage(opened, mesh, weights)
-        return Model(ex.build(config, facts), first.stage, first.params, first.params, manifest, first.digest, mesh)
+        return in_dtype(Model(ex.build(config, facts), first.stage, first.params, first.params, manifest, first.digest, mesh), dtype)
     first = trained_on(opened, mesh)
     experiment = ex.build(config, facts, first and first.stage)
-    abstract = jax.eval_shape(lambda key: experiment.stage().init(key).params, base_key(0))
+    abstract = ex.parameter_shapes(experiment)
     params = opened.params(weights, abstract, mesh)
     digest = content_digest({"model": jax.device_get(params)} | ({"first_stage": jax.device_get(first.params)} if first else {}))
-    return Model(experiment, experiment.first_stage, params, first.params if first else {}, manifest, digest, mesh)
+    model = in_dtype(Model(experiment, experiment.first_stage, params, first.params if first else {}, manifest, digest, mesh), dtype)
+    return model.with_tokenizer(*opened.tokenizers) if opened.tokenizers else model
 
 
 def export(path, out, weights: str = "ema") -> str:

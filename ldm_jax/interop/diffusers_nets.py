@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ldm_jax.core.errors import UserError
-from ldm_jax.models.levels import groups_for
+from ldm_jax.models.levels import one_group_number
 
 Config = Mapping[str, Any]
 UNETS = {"UNet2DConditionModel": "transformer", "UNet2DModel": "plain"}
@@ -64,7 +64,6 @@ def read_unet(config: Config) -> ReadNetwork:
     heads = _heads(config, widths, plain)
     crossing = _each(config.get("only_cross_attention", False), count)
     attention, downs = _levels(config, count, plain)
-    _check_groups(config, [*widths, *(a + b for a, b in zip(widths, widths[1:])), *(2 * w for w in widths)])
     levels = []
     for i, kind_of in enumerate(attention):
         on = kind_of != "none"
@@ -83,7 +82,8 @@ def read_unet(config: Config) -> ReadNetwork:
     vector = "text_time" if config.get("addition_embed_type") else config.get("class_embed_type") or ""
     section = dict(name="unet", time_width=4 * widths[0], dropout=float(config.get("dropout", 0.0)),
                    scale_shift=config.get("resnet_time_scale_shift", "default") == "scale_shift",
-                   vector="added" if labels else "projected", dtype="float32", levels=tuple(levels), middle=middle)
+                   vector="added" if labels else "projected", dtype="float32",
+                   groups=config.get("norm_num_groups", 32), levels=tuple(levels), middle=middle)
     tokens = set() if plain else set(_each(config.get("cross_attention_dim", 1280), count))
     if len(tokens) > 1:
         raise UserError(f"unet: cross_attention_dim={config['cross_attention_dim']}: expected the same for every level")
@@ -141,13 +141,14 @@ def write_unet(section: Mapping[str, Any], told: ReadNetwork) -> dict[str, Any]:
     widths = [level["width"] for level in levels]
     common = dict(sample_size=told.side or None, in_channels=told.channels[0], out_channels=told.channels[1], block_out_channels=widths,
                   flip_sin_to_cos=True, freq_shift=0, dropout=section["dropout"], act_fn="silu", norm_eps=1e-5,
-                  norm_num_groups=groups_for(widths[0]), resnet_time_scale_shift="scale_shift" if section["scale_shift"] else "default")
-    _check_groups(common, [*widths, *(a + b for a, b in zip(widths, widths[1:])), *(2 * w for w in widths)])
+                  norm_num_groups=one_group_number(section.get("groups", 0), widths),
+                  resnet_time_scale_shift="scale_shift" if section["scale_shift"] else "default")
     blocks = {level["blocks"] for level in levels}
     residual = [level["down"] == "residual" for level in levels]
     own = (_plain if kinds == {"plain"} else _conditioned)(levels, middle, residual, told)
     if len(blocks) > 1 and kinds == {"plain"}:
         raise UserError("config.network.levels: UNet2DModel has the same number of blocks at every level")
+    own |= dict(attn_norm_num_groups=common["norm_num_groups"]) if kinds == {"plain"} else {}
     return common | own | dict(layers_per_block=[level["blocks"] for level in levels] if len(blocks) > 1 else blocks.pop())
 
 
@@ -165,8 +166,7 @@ def _plain(levels, middle, residual, told: ReadNetwork) -> dict[str, Any]:
     up = ["AttnUpBlock2D" if on else "ResnetUpsampleBlock2D" if res else "UpBlock2D" for on, res in zip(attended, ups)]
     how = "resnet" if any(residual) else "conv"
     return dict(_class_name="UNet2DModel", down_block_types=down, up_block_types=up[::-1], attention_head_dim=sizes.pop(),
-                downsample_type=how, upsample_type=how, add_attention=middle["attention"] != "none",
-                attn_norm_num_groups=groups_for(levels[-1]["width"]))
+                downsample_type=how, upsample_type=how, add_attention=middle["attention"] != "none")
 
 
 def _conditioned(levels, middle, residual, told: ReadNetwork) -> dict[str, Any]:
@@ -220,7 +220,6 @@ def read_first_stage(config: Config, resolution: int = 0) -> tuple[dict, float, 
     if any(width % widths[0] for width in widths) or config.get("vq_embed_dim") not in (None, latent):
         raise UserError(f"{kind}: block_out_channels={list(widths)}, vq_embed_dim={config.get('vq_embed_dim')}: expected multiples of "
                         f"the first width, and codes as wide as the latent, {latent}")
-    _check_groups(config, widths)
     side = resolution or _side(config.get("sample_size", 32)) or 256
     bottleneck = dict(name="kl")
     if kind == "VQModel":
@@ -228,7 +227,7 @@ def read_first_stage(config: Config, resolution: int = 0) -> tuple[dict, float, 
     section = dict(name="convolutional", width=widths[0], multipliers=tuple(width // widths[0] for width in widths),
                    blocks=config.get("layers_per_block", 1), attention=tuple(side // 2**i for i, on in enumerate(attended) if on),
                    middle_attention=config.get("mid_block_add_attention", True), latent_channels=latent, dropout=0.0, dtype="float32",
-                   bottleneck=bottleneck)
+                   groups=config.get("norm_num_groups", 32), bottleneck=bottleneck)
     factor = config.get("scaling_factor")
     default = 0.18215 if kind == "AutoencoderKL" else 1.0
     return section, float(default if factor is None else factor), side, config.get("in_channels", 3)
@@ -243,11 +242,11 @@ def write_first_stage(section: Mapping[str, Any], resolution: int, channels: int
     widths = [section["width"] * multiplier for multiplier in section["multipliers"]]
     attended = [resolution // 2**i in section["attention"] for i in range(len(widths))]
     config = dict(in_channels=channels, out_channels=channels, block_out_channels=widths, layers_per_block=section["blocks"], act_fn="silu",
-                  latent_channels=section["latent_channels"], norm_num_groups=groups_for(widths[0]), sample_size=resolution,
+                  latent_channels=section["latent_channels"], norm_num_groups=one_group_number(section.get("groups", 0), widths),
+                  sample_size=resolution,
                   scaling_factor=scale_factor, mid_block_add_attention=section["middle_attention"],
                   down_block_types=["AttnDownEncoderBlock2D" if on else "DownEncoderBlock2D" for on in attended],
                   up_block_types=["AttnUpDecoderBlock2D" if on else "UpDecoderBlock2D" for on in attended][::-1])
-    _check_groups(config, widths)
     bottleneck = section["bottleneck"]
     if bottleneck["name"] == "vq":
         return dict(_class_name="VQModel", num_vq_embeddings=bottleneck["codes"], vq_embed_dim=section["latent_channels"]) | config
@@ -258,15 +257,6 @@ def _check(config: Config, fixed: Mapping[str, tuple], where: str) -> None:
     for key, accepted in fixed.items():
         if config.get(key, accepted[0]) not in accepted:
             raise UserError(f"{where}: {key}={config[key]!r} has no equal here; expected {' or '.join(map(repr, accepted))}")
-
-
-def _check_groups(config: Config, widths: Sequence[int]) -> None:
-    """Ours are normalised in `groups_for` groups, which is 32 from 128 channels on, and theirs in one number of groups."""
-    groups = config.get("norm_num_groups", 32)
-    wrong = [width for width in widths if groups_for(width) != groups]
-    if wrong:
-        raise UserError(f"norm_num_groups={groups}: maps of {wrong[0]} channels are normalised in {groups_for(wrong[0])} groups here; "
-                        "diffusers and this package agree on widths that are multiples of 32 from 128 on, in 32 groups")
 
 
 def _each(value, count: int) -> tuple:

@@ -6,6 +6,8 @@ Levels are named by their downsampling factor (1 is the finest), as the publishe
 import dataclasses
 from typing import Literal
 
+GROUPS = 32  # of every norm in the published code
+
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
@@ -56,7 +58,7 @@ class Net:
             levels.append(level | ({"cross_only": 2**i in self.cross_only} if self.cross_only else {}))
         middle = dict(attention=self.attention, heads=self.heads.of(levels[-1]["width"]), depth=depths[-1])
         return dict(name="unet", time_width=4 * self.width, dropout=0.0, scale_shift=self.scale_shift, vector=self.vector,
-                    dtype="float32", levels=tuple(levels), middle=middle)
+                    dtype="float32", groups=GROUPS, levels=tuple(levels), middle=middle)
 
 
 def first_stage(multipliers: tuple[int, ...], latent_channels: int, attention: tuple[int, ...] = (), codes: int = 0,
@@ -67,7 +69,8 @@ def first_stage(multipliers: tuple[int, ...], latent_channels: int, attention: t
     """
     bottleneck = dict(name="vq", codes=codes, beta=0.25, form="legacy") if codes else dict(name="kl")
     return dict(name="convolutional", width=128, multipliers=multipliers, blocks=2, attention=attention,
-                middle_attention=middle_attention, latent_channels=latent_channels, dropout=0.0, dtype="float32", bottleneck=bottleneck)
+                middle_attention=middle_attention, latent_channels=latent_channels, dropout=0.0, dtype="float32", groups=GROUPS,
+                bottleneck=bottleneck)
 
 
 def clip_text(spec: dict, skip: int = 0, final_norm: bool = True, **more) -> dict:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 
 from ldm_jax.core.errors import UserError
-from ldm_jax.interop.families import Heads
+from ldm_jax.interop.families import GROUPS, Heads
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -38,7 +38,7 @@ class SeenNetwork:
         levels = tuple({key: value for key, value in with_heads(level, level["width"]).items() if crossing or key != "cross_only"}
                        for level in self.levels)
         return dict(name="unet", time_width=self.time_width, dropout=0.0, scale_shift=self.scale_shift,
-                    vector="added" if self.labels else "projected", dtype="float32", levels=levels,
+                    vector="added" if self.labels else "projected", dtype="float32", groups=GROUPS, levels=levels,
                     middle=with_heads(self.middle, levels[-1]["width"]))
 
 
@@ -124,7 +124,7 @@ def first_stage(shapes: Shapes, resolution: int) -> dict:
                 blocks=count(shapes, "encoder.down.0.block.{}."),
                 attention=tuple(resolution // 2**i for i in range(levels) if f"encoder.down.{i}.attn.0.norm.weight" in shapes),
                 middle_attention="encoder.mid.attn_1.norm.weight" in shapes, latent_channels=latent, dropout=0.0, dtype="float32",
-                bottleneck=dict(name="vq", codes=codebook[0], beta=0.25, form="legacy") if codebook else dict(name="kl"))
+                groups=GROUPS, bottleneck=dict(name="vq", codes=codebook[0], beta=0.25, form="legacy") if codebook else dict(name="kl"))
 
 
 def clip_of(shapes: Shapes, form: str) -> dict:

@@ -4,7 +4,6 @@ It is x-transformers' Encoder; its inner attention is 8 heads of 64 at every wid
 """
 
 import dataclasses
-from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -38,8 +37,6 @@ class BertSpec:
     eos: int = 102
     pad: int = 0
     logits: bool = True
-
-    tokenizer: ClassVar[str] = "bert"  # the kind that makes its ids, of data/tokenizers.py
 
     def __post_init__(self):
         if min(self.width, self.layers, self.heads, self.head_width, self.vocabulary) < 1 or self.length < 3:

@@ -38,9 +38,6 @@ class Tokens(nn.Module):
         number = fields["embeddings"].shape[1] if fields and "embeddings" in fields else self.count
         return Condition(tokens=jnp.zeros((count, number, self.width)))
 
-    def example(self, count: int, image: tuple, latent: tuple) -> dict:
-        return {"embeddings": jnp.zeros((count, self.count, self.width))}
-
     def check(self, fields: dict) -> None:
         """Raises UserError: no embeddings, or not finite numbers [B, k, width]."""
         if "embeddings" not in fields:

@@ -69,9 +69,6 @@ class TextConditioner(nn.Module):
         """The empty text, `count` times; image and latent: shapes that text does not need."""
         return {name: jnp.tile(jnp.asarray(spec.empty(), jnp.int32), (count, 1, 1)) for name, spec in self.specs.items()}
 
-    def example(self, count: int, image: tuple, latent: tuple) -> dict:
-        return {name: jnp.tile(jnp.asarray(spec.empty(), jnp.int32), (count, 1, 1)) for name, spec in self.specs.items()}
-
     def check(self, fields: dict) -> None:
         """Checks ids and weights on the host.
 

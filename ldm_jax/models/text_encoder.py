@@ -1,7 +1,7 @@
 """CLIP's text transformer (Radford et al. 2021): of OpenAI, and of OpenCLIP (ViT-H, ViT-bigG)."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -45,8 +45,6 @@ class ClipSpec:
     pad: int = LAST_ID
     skip: int = 0
     final_norm: bool = True
-
-    tokenizer: ClassVar[str] = "clip"  # the kind that makes its ids, of data/tokenizers.py
 
     def __post_init__(self):
         least = min(self.width, self.layers, self.heads, self.vocabulary)

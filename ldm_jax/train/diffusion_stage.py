@@ -9,11 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ldm_jax.core.keys import key_for, normal_for, uniform_for
+from ldm_jax.core.trees import map_with_path
 from ldm_jax.diffusion.loss import Objective, denoising_loss, descended, draw
 from ldm_jax.diffusion.times import Stratified
-from ldm_jax.models.condition import dropped, first_condition
+from ldm_jax.models.condition import dropped, first_condition, frozen_paths
 from ldm_jax.train.state import new_state
 from ldm_jax.train.steps import Descent, Stage, remembering, weighted_sum
 
@@ -37,11 +39,20 @@ class DiffusionStage:
     draw: Callable
 
     def build(self) -> Stage:
-        return Stage(self.init, remembering(self.loss, self.descent), self.evaluate, self.preview)
+        return Stage(self.init, remembering(self.loss, self._descent()), self.evaluate, self.preview)
+
+    def _descent(self) -> Descent:
+        """The descent, without those parts of the conditioner that are not trained: they have no gradient, and no decay and no state of
+        the optimizer either."""
+        frozen = frozen_paths(self.conditioner)
+        if not frozen:
+            return self.descent
+        trained = optax.masked(self.descent.transform, lambda params: map_with_path(lambda path, _: not path.startswith(frozen), params))
+        return self.descent._replace(transform=trained)
 
     def init(self, key: jax.Array):
         memory = self.objective.times.start(self.objective.schedule)
-        return new_state(self.init_params(key), self.descent.transform, self.descent.average, {"times": memory} if memory else {})
+        return new_state(self.init_params(key), self._descent().transform, self.descent.average, {"times": memory} if memory else {})
 
     def init_params(self, key: jax.Array) -> dict:
         module = self.first_stage.module

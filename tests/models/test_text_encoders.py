@@ -15,13 +15,14 @@ pytest.importorskip("diffusers")
 
 from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint  # noqa: E402
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel  # noqa: E402
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD  # noqa: E402
 
 from ldm_jax.core.errors import UserError  # noqa: E402
 from ldm_jax.core.trees import paths  # noqa: E402
 from ldm_jax.interop.places import check, read, write  # noqa: E402
 from ldm_jax.interop.text_names import bert_places, clip_text_places, clip_vision_places  # noqa: E402
 from ldm_jax.models.bert_text import BertSpec, BertTextEncoder  # noqa: E402
-from ldm_jax.models.image_encoder import MEAN, STD, ClipImageEncoder, VisionSpec  # noqa: E402
+from ldm_jax.models.image_encoder import ClipImageEncoder, VisionSpec  # noqa: E402
 from ldm_jax.models.text_encoder import ClipSpec, ClipTextEncoder  # noqa: E402
 from tests.models import text_peers  # noqa: E402
 from tests.nn.parity import agree, randomise, to_torch  # noqa: E402
@@ -132,7 +133,7 @@ def test_clip_image(form):
     image = np.random.default_rng(0).uniform(-1, 1, (2, 12, 12, 3)).astype(np.float32)
     params = loaded(encoder, image, clip_vision_places(encoder, form), theirs)
     ours = jax.jit(encoder.apply)(params, image)
-    pixels = to_torch((image / 2 + 0.5 - MEAN) / STD)
+    pixels = to_torch((image / 2 + 0.5 - np.float32(OPENAI_CLIP_MEAN)) / np.float32(OPENAI_CLIP_STD))
     with torch.no_grad():
         agree("pooled", ours.pooled, theirs(pixels).image_embeds if not prefix else theirs.visual(pixels))
         if form == "hf":
