@@ -29,7 +29,7 @@ SMALL = {
     "inpainting-big": smaller("inpainting-big", 32, (1, 2), (2,)),
     "rdm-imagenet": smaller("rdm-imagenet", 32, (1, 2), (2,)),
 }
-QUICK = ("sd2-x4-upscaler", "sdxl", "cin256")
+QUICK = ("sd2-x4-upscaler", "cin256")
 
 
 def tensors_of(described) -> dict:

@@ -20,7 +20,7 @@ NETWORKS = {
     "sd1": (859.52, 686), "sd1-inpainting": (859.54, 686), "sd2-base": (865.91, 686), "sd2": (865.91, 686),
     "sd2-inpainting": (865.93, 686), "sd2-depth": (865.91, 686), "sd2-x4-upscaler": (473.40, 687), "sdxl": (2567.46, 1680),
     "sdxl-refiner": (2259.53, 1220)}
-QUICK = ("kl-f16", "vq-f4-noattn", "vq-f8", "lsun-churches256", "cin256-v2", "semantic256", "bsr-sr", "inpainting-big", "sd1", "sdxl")
+QUICK = ("kl-f16", "vq-f4-noattn", "vq-f8", "lsun-churches256", "cin256-v2", "semantic256", "inpainting-big", "sd1", "sdxl")
 ASKED = {"kl-f8": "scale_factor", "sd-vae": "scale_factor", "sdxl-vae": "scale_factor", "sd2-base": "prediction", "sd2": "prediction"}
 
 
