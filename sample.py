@@ -7,7 +7,7 @@ from absl import flags
 
 from ldm_jax.cli import entry
 
-MODEL = flags.DEFINE_string("model", None, "A run folder, one step of it, a bundle, a folder of diffusers, or a CompVis file.", required=True)
+MODEL = flags.DEFINE_string("model", None, "A run, one step of it, a bundle, a folder of diffusers, or a CompVis file.", required=True)
 OUT = flags.DEFINE_string("out", "samples", "Where 000000.png ..., grid.png, samples.npz and samples.json are written.")
 NUMBER = flags.DEFINE_integer("num_samples", 16, "How many images; image i has seed --seed + i.")
 SEED = flags.DEFINE_integer("seed", 0, "The first image's seed, 0 to 2^32 - 1.")
