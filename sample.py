@@ -22,6 +22,7 @@ THRESHOLD = flags.DEFINE_string("threshold", "", "none, clip, dynamic or a secti
 INIT = flags.DEFINE_string("init_image", "", "A picture to start from, with --strength or --mask.")
 MASK = flags.DEFINE_string("mask", "", "A picture: --init_image is made anew where it is white, and kept where it is black.")
 STRENGTH = flags.DEFINE_float("strength", None, "How much of the way is run from --init_image: above 0, up to 1.")
+LORA = flags.DEFINE_multi_string("lora", None, "A LoRA, PATH or PATH:SCALE: a run that trained one, or a file; may be repeated.")
 WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or the raw weights.")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Images at a time; it does not change them.")
 ROUNDING = flags.DEFINE_enum("rounding", "round", ["round", "truncate"], "To uint8; truncate is what the LDM scripts do.")
@@ -38,6 +39,8 @@ def main() -> None:
                              output.parse_labels(NEGATIVE.value, "--negative_labels"), pictures=pictures)
     workdir.initialise(*PROCESSES())
     model = pipeline.load(MODEL.value, weights=WEIGHTS.value)
+    for path, scale in map(pipeline.parse_lora, LORA.value or ()):
+        model = model.with_lora(path, scale)
     if GUIDE.value:
         request = dataclasses.replace(request, guide=pipeline.load(GUIDE.value, weights=WEIGHTS.value, mesh=model.mesh))
     with entry.progress(request.number, "images") as progress:

@@ -1,6 +1,7 @@
 """LoRAs at the door: a run that holds one opens as the model it makes with its base; a model takes on LoRAs from runs and files."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -10,12 +11,18 @@ from etils import epath
 from jax.sharding import Mesh
 
 from ldm_jax import choices
+from ldm_jax import experiment as ex
+from ldm_jax.checkpoint.bundle import kind_of
+from ldm_jax.checkpoint.tensors_writer import Weights, write_tensors
+from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key
 from ldm_jax.core.trees import content_digest
-from ldm_jax.loading import Opened, everywhere
-from ldm_jax.models.lora import merge
-from ldm_jax.train.sharding import replicated
+from ldm_jax.interop.lora_names import lora_metadata, lora_parts, read_lora, write_lora
+from ldm_jax.interop.tensors import read_tensors
+from ldm_jax.loading import ITSELF, Opened, Reading, trained_on
+from ldm_jax.models.lora import check, merge
+from ldm_jax.train.sharding import make_mesh, replicated
 
 RECORD = "base"  # of a step: {"path", relative to the run, "step", "digest", "parameters"} of the model that the LoRA was trained on
 
@@ -30,13 +37,13 @@ def merged(params, loras, mesh: Mesh):
     return jax.jit(function, out_shardings=replicated(mesh))(params, trees, scales)
 
 
-def open_model(path) -> Opened:
-    """A checkpoint of whole parameters, or a run of a LoRA as the model that it makes with its base.
+def open_model(path, reading: Reading = ITSELF, weights: str = "ema") -> Opened:
+    """A checkpoint of whole parameters, or a run of a LoRA as the model that it makes with its base. reading, weights: as of `Opened`.
 
     Raises:
       UserError: as `Opened`; a base that is gone, or is no more what it was.
     """
-    opened = path if isinstance(path, Opened) else Opened(path)
+    opened = path if isinstance(path, Opened) else Opened(path, reading, weights)
     lora = choices.lora_of(opened.manifest.config) if opened.manifest.task == "diffusion" else None
     return Adapted(opened, lora) if lora else opened
 
@@ -45,7 +52,7 @@ class Adapted(Opened):
     """A step of a LoRA's run: its parameters are the base's with the LoRA in them, and its manifest is that of such a model."""
 
     def __init__(self, opened: Opened, lora):
-        self.found, self.store, self.lora = opened.found, opened.store, lora
+        self.found, self.store, self.lora, self.tokenizers = opened.found, opened.store, lora, ()
         config = opened.manifest.config | {"lora": choices.LATER["lora"], "init_from": ""}
         self.record = self.store.record(self.found.step, RECORD)
         self.manifest = dataclasses.replace(opened.manifest, config=config, parameter_count=self.record["parameters"])
@@ -79,10 +86,82 @@ class Adapted(Opened):
     def tree(self, weights: str, abstract, mesh: Mesh) -> dict:
         """The LoRA itself, with its alpha, for parameters of the shapes of `abstract`."""
         shapes = jax.eval_shape(lambda key: self.lora.start(abstract, key), base_key(0))
-        return self.lora.whole(super().params(weights, everywhere(shapes, mesh), mesh))
+        return self.lora.whole(super().params(weights, shapes, mesh))
 
     def shapes(self):
         return self.base().shapes()
+
+
+def lora_tree(model, path) -> dict:
+    """The LoRA at a path, for a model: of a run that trained one (whatever its base was), or of a file of kohya's or diffusers'.
+
+    Raises:
+      UserError: neither, or a LoRA of another architecture.
+    """
+    if kind_of(path):
+        opened = open_model(path)
+        if not isinstance(opened, Adapted):
+            raise UserError(f"{path} holds a whole model, and no LoRA")
+        return opened.tree("ema", model.params, model.mesh)
+    experiment, metadata = model.experiment, None
+    tensors = read_tensors(path).tensors
+    with open(path, "rb") as file:
+        safetensors = file.read(9)[8:] == b"{"
+    if safetensors:
+        from safetensors import safe_open
+
+        with safe_open(str(path), framework="numpy") as header:
+            metadata = header.metadata()
+    tree = read_lora(tensors, lora_parts(experiment.network, experiment.conditioner), str(path), metadata)
+    check(tree, model.params, str(path))
+    return tree
+
+
+def with_lora(model, path, scale: float):
+    """A model with `scale` times a LoRA in its parameters, and a digest of its own; see `Model.with_lora`."""
+    model.need_diffusion("a LoRA")
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise UserError(f"scale={scale!r}: expected a finite number, 1 for a LoRA as it was trained")
+    tree = lora_tree(model, path)
+    params = merged(model.params, [(tree, float(scale))], model.mesh)
+    named = {"model": jax.device_get(params)} | ({"first_stage": jax.device_get(model.first_params)} if model.manifest.first_stage else {})
+    record = {"file": os.path.basename(os.path.normpath(path)), "scale": float(scale), "digest": content_digest(jax.device_get(tree))}
+    return dataclasses.replace(model, params=params, digest=content_digest(named), loras=(*model.loras, record))
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """"PATH" or "PATH:SCALE" -> (path, scale)."""
+    path, colon, scale = text.rpartition(":")
+    try:
+        return (path, float(scale)) if colon and path else (text, 1.0)
+    except ValueError:
+        return text, 1.0
+
+
+def export_lora(path, out, form: str = "kohya", *, weights: str = "ema", proj: str = "conv", dtype: str = "") -> str:
+    """Writes the LoRA of a run as one safetensors file for other tools, and says what it wrote.
+
+    Args:
+      form: "kohya", "kohya-compvis" (which tools expect for SDXL) or "diffusers".
+      proj: how the base stores the transformers' proj_in and proj_out: as 1x1 convolutions, "conv" (LDM, SD 1), or "linear" (SD 2, SDXL).
+      dtype: "float16" or "bfloat16" for half the size.
+
+    Raises:
+      UserError: no LoRA's run; a file that is there; a kernel that the form has no name for.
+    """
+    opened, mesh = open_model(path), make_mesh()
+    if not isinstance(opened, Adapted):
+        raise UserError(f"{path} holds a whole model, and no LoRA: export it as a bundle")
+    if os.path.exists(out):
+        raise UserError(f"{out} exists: choose another name, or remove it")
+    config, first = from_json(opened.manifest.config), trained_on(opened, mesh)
+    experiment = ex.build(config, choices.Facts(**config.pop("facts")), first and first.stage)
+    abstract = jax.eval_shape(lambda key: experiment.stage().init(key).params, base_key(0))
+    tree = jax.device_get(opened.tree(weights, abstract, mesh))
+    parts = lora_parts(experiment.network, experiment.conditioner, proj)
+    tensors = dict(write_lora(tree, parts, form))
+    write_tensors(out, Weights.of(tensors), dtype=dtype, metadata=lora_metadata(tree, parts, form))
+    return f"{out}: {len(tensors)} arrays, a LoRA of rank {opened.lora.rank}, alpha {opened.lora.alpha:g}, in the layout of {form}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,17 +36,20 @@ class Reading:
     variant: str = ""
 
 
+ITSELF = Reading()
+
+
 class Opened:
     """A checkpoint at a path, verified: its manifest, and its parameters by shape. weights: which a file of others is read for."""
 
-    def __init__(self, path, reading: Reading = Reading(), weights: str = "ema"):
+    def __init__(self, path, reading: Reading = ITSELF, weights: str = "ema"):
         self.tokenizers: tuple = ()
         if published.is_published(path):
             opened = published.open_published(path, reading.kind, weights, reading.variant)
             self.trees, self.manifest = published.as_bundle(opened)
             self.found, self.tokenizers = Found("bundle", str(path), None), opened.tokenizers
             return
-        if reading != Reading():
+        if reading != ITSELF:
             raise UserError(f"kind={reading.kind!r}, variant={reading.variant!r}: {path} is of ldm_jax's own, which says what it is")
         self.found = open_any(path)
         if self.found.kind == "bundle":

@@ -211,6 +211,8 @@ def sample_to(model: Model, request: Request, out: str, progress=None) -> np.nda
         images = _write_pictures(folder, batches)
         if jax.process_index() == 0:
             page = sampling | {"weights": model.manifest.weights, "model_digest": model.digest}
+            if model.loras:
+                page["loras"] = list(model.loras)
             if request.guide:
                 guide = request.guide
                 page |= {"guidance": dict(by_guide(guide, sampling["guidance"])),

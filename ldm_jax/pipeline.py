@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 
 from ldm_jax import choices
 from ldm_jax import experiment as ex
-from ldm_jax.adapted import open_model
+from ldm_jax.adapted import open_model, with_lora
+from ldm_jax.adapted import parse_lora as parse_lora
 from ldm_jax.asked import ASKED, Job, given_of, prepare, spread
 from ldm_jax.checkpoint.bundle import write_bundle
 from ldm_jax.checkpoint.manifest import Manifest
@@ -23,7 +24,7 @@ from ldm_jax.core.types import Condition
 from ldm_jax.diffusion.guidance import Guided
 from ldm_jax.diffusion.inversion import inversion_table, start_inversion
 from ldm_jax.diffusion.sample import advance, image_keys
-from ldm_jax.loading import load_first_stage, trained_on
+from ldm_jax.loading import Reading, load_first_stage, trained_on
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.ops.images import from_uint8, to_uint8
 from ldm_jax.precision import check_dtype, in_dtype
@@ -43,7 +44,7 @@ class Model:
 
     params: of the diffusion model {"network", "conditioner"}, of the classifier {"network"}, or of the autoencoder.
     first_params: of the first stage. digest: content digest of `params` and, beside them, of the first stage's.
-    tokenizers: one a text encoder, where it has any; see `with_tokenizer`.
+    tokenizers: one a text encoder, where it has any; see `with_tokenizer`. loras: what `with_lora` added, a record each.
     """
 
     experiment: ex.Experiment
@@ -54,6 +55,7 @@ class Model:
     digest: str
     mesh: Mesh = dataclasses.field(repr=False)
     tokenizers: tuple = dataclasses.field(default=(), repr=False)
+    loras: tuple[dict, ...] = ()
 
     def describe(self) -> str:
         """One paragraph: task, sizes, latent, training record."""
@@ -215,6 +217,16 @@ class Model:
         ways = self.mesh.devices.size
         return -(-max(number, 1) // ways) * ways
 
+    def with_lora(self, path, scale: float = 1.0) -> "Model":
+        """This model with `scale` times a LoRA added to its parameters: of a run that trained one, or a file of kohya's or diffusers'.
+
+        Several are added one after the other.
+
+        Raises:
+          UserError: no LoRA there, or one that does not fit this model: what differs is named.
+        """
+        return with_lora(self, path, scale)
+
     def need_diffusion(self, what: str) -> None:
         """Raises UserError unless the model can sample."""
         if self.experiment.task != "diffusion":
@@ -224,13 +236,14 @@ class Model:
             raise UserError(f"{what}: this is {kind} ({self.manifest.task}); it can encode and decode. {mend}")
 
 
-def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None = None) -> Model:
-    """A model from a run folder, one step of it, or a bundle; both stages, by the manifest.
+def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None = None, *, kind: str = "", variant: str = "") -> Model:
+    """A model from a run folder, one step of it, a bundle, a folder of diffusers, or a CompVis file; both stages, by the manifest.
 
     Args:
-      weights: "ema", the moving average where the run kept one, or "raw".
+      weights: "ema", the moving average where the run or the file kept one, or "raw".
       mesh: where to compute; by default all devices.
       dtype: what to compute in, "bfloat16" (kernels are then kept in it too, in half the memory) or "float32"; None is the model's own.
+      kind: of the zoo (docs/published.md), for a file whose tensors fit several; variant: of a folder's weights, as "fp16".
 
     Raises:
       UserError: nothing there, damaged, of another architecture, or with a first stage that has changed since.
@@ -239,7 +252,7 @@ def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None
         raise UserError(f"weights={weights!r}: expected one of {', '.join(WEIGHTS)}")
     check_dtype(dtype)
     mesh = make_mesh() if mesh is None else mesh
-    opened = open_model(path)
+    opened = open_model(path, Reading(kind, variant), weights)
     manifest = dataclasses.replace(opened.manifest, weights=opened.which(weights))
     config = from_json(manifest.config)
     facts = choices.Facts(**config.pop("facts"))
@@ -251,7 +264,8 @@ def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None
     abstract = ex.parameter_shapes(experiment)
     params = opened.params(weights, abstract, mesh)
     digest = content_digest({"model": jax.device_get(params)} | ({"first_stage": jax.device_get(first.params)} if first else {}))
-    return in_dtype(Model(experiment, experiment.first_stage, params, first.params if first else {}, manifest, digest, mesh), dtype)
+    model = in_dtype(Model(experiment, experiment.first_stage, params, first.params if first else {}, manifest, digest, mesh), dtype)
+    return model.with_tokenizer(*opened.tokenizers) if opened.tokenizers else model
 
 
 def export(path, out, weights: str = "ema") -> str:

@@ -1,6 +1,7 @@
 """Published models in our form: from what the readers give to trees and a manifest, exactly what a bundle of ours holds."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +12,11 @@ from ldm_jax import choices
 from ldm_jax import experiment as ex
 from ldm_jax.checkpoint import manifest as manifests
 from ldm_jax.checkpoint.manifest import Manifest
+from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.trees import content_digest, count, paths
 from ldm_jax.interop import mapped
-from ldm_jax.interop.conditioner_names import Home, conditioner_places
+from ldm_jax.interop.conditioner_names import Home, compvis_homes, conditioner_places
 from ldm_jax.interop.description import Description
 from ldm_jax.interop.diffusers_configs import describe_folder
 from ldm_jax.interop.first_stage_names import first_stage_places
@@ -27,6 +29,8 @@ from ldm_jax.interop.unet_names import unet_options, unet_places
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.models.units import LatentUnits
 
+RECORD = "ldm_jax"  # the key of a description in the header of a file that we wrote
+PREFIXES = {"network": "model.diffusion_model.", "first_stage": "first_stage_model."}  # of CompVis files
 DECAY = 0.9999  # of the average that CompVis files hold
 TRAINING = {  # what a config says and a published file does not: how to go on training it
     "seed": 0,
@@ -89,7 +93,10 @@ def open_published(path, kind: str = "", weights: str = "ema", variant: str = ""
         return _folder(path, kind, variant)
     if variant:
         raise UserError(f"variant={variant!r}: {path} is one file; variants are of folders")
-    tensors = read_tensors(path).tensors
+    file = read_tensors(path)
+    tensors = file.tensors
+    if RECORD in file.metadata:
+        return _own(tensors, file.metadata[RECORD], weights, str(path))
     description, found = recognise(mapped.shapes(tensors), kind, str(path))
     places = {"network": found.network, "first_stage": found.first_stage}
     prefixes = {name: prefix for name, prefix in places.items() if prefix is not None}
@@ -101,6 +108,23 @@ def open_published(path, kind: str = "", weights: str = "ema", variant: str = ""
     homes = tuple((f"encoder_{i}", "hf" if form == "hf_flat" else form) for i, (_, form) in enumerate(encoders))
     return Published(description, taken.parts, "compvis", {"proj": found.proj, "vector": found.vector}, homes, taken.weights, (),
                      taken.ignored, str(path))
+
+
+def _own(tensors: Mapping[str, np.ndarray], record: str, weights: str, where: str) -> Published:
+    """A file that we wrote, which says what it is."""
+    try:
+        description = Description(kind="", **from_json(json.loads(record)))
+        first, whole = configs_of(description, "raw")
+        made = architecture(first, whole, units_of(description) if first else None)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{where}: its header's description is damaged: {str(error)[:200]}") from None
+    homes = compvis_homes(made.whole.conditioner) if made.whole else ()
+    prefixes = {"network": PREFIXES["network"]} if made.whole else {}
+    prefixes |= {"first_stage": PREFIXES["first_stage"] if made.whole else ""} if made.first else {}
+    taken = split(tensors, prefixes | {f"encoder_{i}": prefix for i, (prefix, _) in enumerate(homes)}, weights, where)
+    options = unet_options(mapped.shapes(taken.parts["network"])) if made.whole else {}
+    named = tuple((f"encoder_{i}", form) for i, (_, form) in enumerate(homes))
+    return Published(description, taken.parts, "compvis", options, named, taken.weights, (), taken.ignored, where)
 
 
 def _folder(path: pathlib.Path, kind: str, variant: str) -> Published:
@@ -131,6 +155,11 @@ class Leaf:
     tensors: Mapping[str, np.ndarray]
     shape: tuple[int, ...]
     dtype: np.dtype
+
+    def stored(self) -> "Leaf":
+        """The same in the element type of the file."""
+        kinds = {mapped.dtypes(self.tensors.parts[part])[name] for part, _, name in (full.partition("/") for full in self.place.theirs)}
+        return dataclasses.replace(self, dtype=kinds.pop()) if len(kinds) == 1 else self
 
     def __array__(self, dtype=None, copy=None):
         return np.asarray(self.place.read(self.tensors)).astype(dtype or self.dtype, copy=False)

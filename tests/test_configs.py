@@ -153,3 +153,13 @@ def test_a_middle_in_the_words_of_a_config():
     assert network_of({"network": section}, 3).middle is None
     with pytest.raises(UserError, match=r"config.network.middle.heds: .*it takes: heads"):
         network_of({"network": section | {"middle": dict(heds=2)}}, 3)
+
+
+def test_an_unknown_kind_lists_the_known_ones():
+    """Catches a kind that fails with a traceback, or without the names to choose from; and a file without its argument."""
+    from ldm_jax import config_file
+    from ldm_jax.core.errors import UserError
+
+    for argument in ("configs/published.py:sd3", "configs/published.py"):
+        with pytest.raises(UserError, match="expected a kind after the colon, one of kl-f4, .*sdxl-refiner"):
+            config_file.load(str(ROOT / argument))

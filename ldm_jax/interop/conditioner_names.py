@@ -63,3 +63,28 @@ def conditioner_places(conditioner, form: str, homes: tuple[Home, ...]) -> tuple
     if left:
         raise UserError(f"the file has encoders that this model is not told by: {', '.join(theirs for theirs, _ in left)}")
     return tuple(places)
+
+
+def compvis_homes(conditioner) -> tuple[Home, ...]:
+    """(prefix, form) of a conditioner's encoders, tables and mappers in a single file, in their order.
+
+    Raises:
+      UserError: more than one that has the prefix of all.
+    """
+    homes = []
+    for _, part in flattened(conditioner):
+        if isinstance(part, TwoClipText):
+            homes += [("conditioner.embedders.0.transformer.", "hf"), ("conditioner.embedders.1.model.", "openclip")]
+        elif isinstance(part, ClipText) and part.vector == "pooled":
+            homes.append(("conditioner.embedders.0.model.", "openclip"))
+        elif isinstance(part, ClipText) and part.activation == "gelu":
+            homes.append(("cond_stage_model.model.", "openclip"))
+        elif isinstance(part, ClipText | BertText):
+            homes.append(("cond_stage_model.transformer.", "x_transformers" if isinstance(part, BertText) else "hf"))
+        elif isinstance(part, SemanticMap):
+            homes.append(("cond_stage_model.", "rescaler"))
+        elif isinstance(part, ClassConditioner) and part.into == "tokens":
+            homes.append(("cond_stage_model.", "class"))
+    if sum(prefix.startswith("cond_stage_model.") for prefix, _ in homes) > 1:
+        raise UserError("conditioner: the CompVis layout has one cond_stage_model, and this model is told by several")
+    return tuple(homes)

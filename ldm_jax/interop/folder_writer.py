@@ -14,7 +14,7 @@ from ldm_jax.core.errors import UserError
 from ldm_jax.interop import places as tables
 from ldm_jax.interop.folder_reader import INDEX, NAME
 
-TORCH = {"format": "pt"}  # without it transformers refuses a safetensors file
+TORCH = {"format": "pt"}  # without it transformers 4 refuses a safetensors file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def whole(parts: Mapping[str, Weights]) -> Weights:
     return Weights(specs, arrays())
 
 
-def write_file(out, weights: Weights, *, dtype: str = "") -> None:
+def write_file(out, weights: Weights, *, dtype: str = "", metadata: Mapping[str, str] | None = None) -> None:
     """Writes one `.safetensors` file, whole or not at all.
 
     Raises:
@@ -70,7 +70,7 @@ def write_file(out, weights: Weights, *, dtype: str = "") -> None:
     if out.exists():
         raise UserError(f"{out}: exists already; remove it or give another name")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(out, weights, dtype=dtype, metadata=TORCH)
+    write_tensors(out, weights, dtype=dtype, metadata=TORCH | dict(metadata or {}))
 
 
 def write_folder(out, components: Mapping[str, Part], index: Mapping[str, Any], extra: Mapping[str, Any] | None = None, *,

@@ -39,6 +39,10 @@ PLAIN = {"_codecs.encode", "argparse.Namespace", "collections.Counter", "collect
                                            "object", "range", "set", "slice", "str", "tuple")),
          *("typing." + name for name in ("Any", "Callable", "Dict", "List", "Optional", "Sequence", "Tuple", "Union"))}
 
+# Modules that act, wherever in a name they stand: torch.serialization.os.system is os.system.
+ACTING = {"builtins", "ctypes", "importlib", "marshal", "nt", "os", "pickle", "posix", "pty", "runpy", "shutil", "socket", "subprocess",
+          "sys"}
+
 
 class StandIn:
     """What stands for a named object: it cannot be changed by the pickle (BUILD calls __setstate__)."""
@@ -93,7 +97,12 @@ class Ordered(dict):
 
 
 class Inert:
-    """In the place of any object that is not a tensor: accepts whatever a pickle does to an object, and does nothing."""
+    """In the place of any object that is not a tensor: accepts whatever a pickle does to an object, and does nothing.
+
+    asked: the name that the pickle asked for.
+    """
+
+    asked = "?"
 
     def __new__(cls, *args, **kwargs):
         return object.__new__(cls)
@@ -158,8 +167,18 @@ class Restricted(pickle.Unpickler):
         if module == "torch._utils" or module == "torch.storage" or module == "torch" and name.endswith("Storage"):
             raise pickle.UnpicklingError(f"tensors of the kind {module}.{name} are not read; save them as plain dense tensors")
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))  # Python 2's, as __builtin__.eval
-        self.blocked[f"{module}.{name}"] = None
-        return type("Inert", (Inert,), {})
+        if (module, name) == ("builtins", "getattr"):  # Python 3.11 saves members of enums so
+            return Call(self.attribute)
+        return self.inert(f"{module}.{name}")
+
+    def inert(self, name: str) -> type:
+        """What the pickle gets for a name that is not given."""
+        self.blocked[name] = None
+        return type("Inert", (Inert,), {"asked": name})
+
+    def attribute(self, owner, name, *rest) -> type:
+        """What the pickle gets for `getattr`: nothing of the owner, and the name is as if it had been asked for in one."""
+        return self.inert(f"{str(getattr(owner, 'asked', '?'))}.{str(name)[:80]}")
 
     def persistent_load(self, pid):
         parts = pid if isinstance(pid, tuple) else ()
@@ -210,8 +229,9 @@ def load(data: bytes, path) -> Pickled:
 
 
 def can_act(name: str) -> bool:
-    """Whether a name that a pickle asks for is of Python's own library and more than a plain type."""
-    return name.split(".")[0] in sys.stdlib_module_names and name not in PLAIN
+    """Whether a name that a pickle asks for is of Python's own library and more than a plain type, or leads into what acts."""
+    parts = name.split(".")
+    return name not in PLAIN and (parts[0] in sys.stdlib_module_names or not ACTING.isdisjoint(parts))
 
 
 def measure(data: bytes, path) -> int:

@@ -66,7 +66,8 @@ def test_components_configs_and_tensors(model):
     assert list(read_folder(model, component="unet").components) == ["unet"]
     lone = read_folder(model / "unet")
     assert lone.index == {} and list(lone.components) == [""] and set(lone.components[""].tensors) == set(UNET)
-    assert not is_folder(model / "scheduler") and not is_folder(model / "none") and not is_folder(model / "unet/config.json")
+    assert not is_folder(model / "scheduler") and not is_folder(model / "safety_checker")
+    assert not is_folder(model / "none") and not is_folder(model / "unet/config.json")
 
 
 def test_a_variant_is_taken_where_it_is_asked_for_and_nowhere_else(model):
@@ -184,6 +185,36 @@ def test_a_spoilt_folder_is_refused_in_one_line(tmp_path, model, what):
     with pytest.raises(UserError, match=SPOILT[what]) as caught:
         read_folder(model)
     assert "\n" not in str(caught.value) and "model" in str(caught.value)
+
+
+@pytest.mark.parametrize("spoilt, told", [
+    (lambda data: data[:-1], "truncated"), (lambda data: b"", "is empty"),
+    (lambda data: data[:3] + b"\x7f" + data[4:], "header is said to be"),
+    (lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "git lfs pull"),
+    (lambda data: data.replace(b'"conv_in.bias"', b'"../../x.bias"'), "refused: a tensor is named"),
+])
+def test_a_spoilt_file_in_a_folder_is_refused_in_one_line(model, spoilt, told):
+    """Catches weights of a folder that come by another door than single files, without their checks."""
+    file = model / "unet/diffusion_pytorch_model.safetensors"
+    file.write_bytes(spoilt(file.read_bytes()))
+    with pytest.raises(UserError, match=told) as caught:
+        read_folder(model)
+    assert "diffusion_pytorch_model" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_hostile_pickle_in_a_folder_is_refused_by_name(model, tmp_path):
+    """Catches a `.bin` that is read by anything but the restricted reader."""
+    torch = pytest.importorskip("torch")
+
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "proof"),)
+
+    (model / "unet/diffusion_pytorch_model.safetensors").unlink()
+    torch.save({"conv_in.weight": torch.zeros(2), "x": Attack()}, model / "unet/diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="asks for posix.mkdir"):
+        read_folder(model)
+    assert not (tmp_path / "proof").exists()
 
 
 def test_what_is_not_there(tmp_path, model):

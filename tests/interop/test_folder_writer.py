@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from ldm_jax.checkpoint import tensors_writer
@@ -28,9 +29,11 @@ def ours():
 
 
 def test_a_name_table_is_written(tmp_path):
-    """Catches shapes announced otherwise than the arrays come, and parts of one file that lose their prefixes."""
+    """Catches shapes announced otherwise than they come, parts without their prefixes, a header that transformers 4 refuses."""
     weights = whole({"model.diffusion_model.": weights_of(PLACES, ours()), "first_stage_model.": Weights.of({"x": np.ones(2)})})
     write_file(tmp_path / "new/x.safetensors", weights)
+    with safe_open(str(tmp_path / "new/x.safetensors"), framework="numpy") as file:
+        assert file.metadata() == {"format": "pt"}
     parts = single_file.split(load_file(tmp_path / "new/x.safetensors"), {"n": "model.diffusion_model.", "f": "first_stage_model."}).parts
     assert set(parts["n"]) == {"conv.weight", "to_q.weight", "to_k.weight", "to_v.weight", "norm.weight"} and set(parts["f"]) == {"x"}
     for place in PLACES:

@@ -17,7 +17,7 @@ from ldm_jax.interop.places import prefixed, read  # noqa: E402
 from ldm_jax.interop.text_names import clip_text_places  # noqa: E402
 from ldm_jax.interop.unet_names import unet_places  # noqa: E402
 from ldm_jax.models.condition import Unconditional  # noqa: E402
-from ldm_jax.models.levels import LevelSpec  # noqa: E402
+from ldm_jax.models.levels import LevelSpec, MiddleSpec  # noqa: E402
 from ldm_jax.models.lora import by_kernel, nested  # noqa: E402
 from ldm_jax.models.text_condition import ClipText, TwoClipText  # noqa: E402
 from ldm_jax.models.unet import UNet  # noqa: E402
@@ -228,3 +228,19 @@ def test_one_text_encoder_has_its_own_prefix():
     for vector, component, prefix in (("none", "text_encoder", "lora_te_"), ("pooled", "text_encoder_2", "lora_te2_")):
         part = lora_parts(NETWORK, ClipText(**SMALL, vector=vector))[1]
         assert part.component == component and part.kohya[0] == prefix
+
+
+def test_published_trainers_count_as_many_layers():
+    """Mistake: a family of layers without names. Their logs say, of SDXL: 722 in the U-Net's transformers, 788 with its convolutions
+    (LyCORIS), 72 and 192 in the text encoders; of SD 1: 192."""
+    sd1 = UNet((*(LevelSpec(width, 2, "transformer", 8) for width in (320, 640, 1280)), LevelSpec(1280, 2, down="none")), 4, 1280,
+               MiddleSpec("transformer", 8))
+    sdxl = UNet((LevelSpec(320, 2), LevelSpec(640, 2, "transformer", 10, 2), LevelSpec(1280, 2, "transformer", 20, 10, down="none")),
+                4, 1280)
+    texts = TwoClipText(first={}, second=dict(width=1280, layers=32, heads=20, projection=1280))
+    layers = {part.component: [name for place in part.tables.get("diffusers", part.tables.get("hf")) for name in place.theirs]
+              for part in lora_parts(sdxl, texts, "linear")}
+    assert sum(".attentions." in name for name in layers["unet"]) == 722
+    assert sum("blocks." in name or "mid_block." in name for name in layers["unet"]) == 788
+    assert [sum(".layers." in name for name in layers[part]) for part in ("text_encoder", "text_encoder_2")] == [72, 192]
+    assert sum(".attentions." in name for place in lora_parts(sd1, Unconditional())[0].tables["diffusers"] for name in place.theirs) == 192

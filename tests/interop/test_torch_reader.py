@@ -3,6 +3,7 @@
 import argparse
 import collections
 import datetime
+import enum
 import io
 import os
 import pathlib
@@ -110,10 +111,28 @@ def test_a_call_hidden_behind_a_broken_pickle_is_named_too():
         torch_pickle.load(b"cos\nsystem\n(S'true'\ntRQ.", "x.pth")
 
 
+@pytest.mark.parametrize("code, tried", [
+    (b"\x80\x04\x8c\x13torch.serialization\x8c\x09os.system\x93\x8c\x04true\x85R.", "torch.serialization.os.system"),
+    (b"cbuiltins\ngetattr\n(cbuiltins\ngetattr\n(ctorch\nserialization\nS'os'\ntRS'system'\ntR(S'true'\ntR.", "torch.serialization.os"),
+    (b"c__builtin__\ngetattr\n(cos\npath\nS'join'\ntR.", "os.path"),
+], ids=["another module", "getattr of getattr", "Python 2"])
+def test_what_acts_is_named_by_whatever_way_it_is_asked_for(code, tried):
+    """Catches os.system through another module that has imported it, and through getattr."""
+    with pytest.raises(UserError, match=f"asks for {tried}"):
+        torch_pickle.load(code, "x.pth")
+
+
+class Kind(enum.Enum):
+    """A member of this is pickled by Python 3.11 as a call of getattr."""
+
+    ONE = 1
+
+
 def test_plain_types_beside_the_tensors_are_no_attack(tmp_path):
     """Catches a checkpoint refused for its hyperparameters, a set of names, a path, bytes."""
     content = {"state_dict": {"w": torch.ones(3)}, "hyper_parameters": argparse.Namespace(a=1, b=pathlib.Path("x"), c={1, 2}),
-               "raw": b"\xff\x00", "when": datetime.datetime(2022, 1, 1), "counts": collections.defaultdict(list, a=[1]), "kind": Callback}
+               "raw": b"\xff\x00", "when": datetime.datetime(2022, 1, 1), "counts": collections.defaultdict(list, a=[1]), "kind": Callback,
+               "member": Kind.ONE}
     assert list(read_tensors(save(content, tmp_path / "x.ckpt")).tensors) == ["w"]
 
 
@@ -245,12 +264,13 @@ def test_a_local_header_that_disagrees_with_the_directory(tmp_path, fields, told
 
 
 MEASURED = """
-import resource, sys
+import re, sys
 from ldm_jax.interop.folder_writer import write_file
 from ldm_jax.interop.mapped import dtypes, shapes
 from ldm_jax.interop.tensors import read_tensors
 from ldm_jax.checkpoint.tensors_writer import Weights
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+# not getrusage: what it tells of a child is at least its parent's peak
+peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
 start = peak()
 tensors = read_tensors(sys.argv[1]).tensors
 kinds = dtypes(tensors)
@@ -259,12 +279,13 @@ print((peak() - start) / 1024)
 """
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak is read from Linux's /proc")
 def test_a_file_is_converted_in_less_memory_than_it_takes(tmp_path):
-    """Catches a reader that holds every tensor it has read (its growth is the file's 192 MB), and a writer that gathers them."""
-    path = save({f"t{i}": torch.zeros(1024, 2048) for i in range(24)}, tmp_path / "x.ckpt")
+    """Catches a reader that holds every tensor it has read (its growth is the file's 128 MB), and a writer that gathers them."""
+    path = save({f"t{i}": torch.zeros(1024, 2048) for i in range(16)}, tmp_path / "x.ckpt")
     done = subprocess.run([sys.executable, "-c", MEASURED, str(path), str(tmp_path / "y.safetensors")], capture_output=True, text=True,
                           check=True, cwd=pathlib.Path(__file__).parents[2])
-    assert path.stat().st_size > 190 * 2**20 and float(done.stdout) < 32 + 8 + 40
+    assert path.stat().st_size > 127 * 2**20 and float(done.stdout) < 32 + 8 + 20
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -8,12 +8,13 @@ import diffusers
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from tests.data.vocabularies import WORDS, bert_folder, clip_folder
+from tests.data.vocabularies import clip_folder
 from tests.nn.parity import randomise
 
 SD = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
 LDM = dict(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear")
 QUIET = dict(set_alpha_to_one=False, clip_sample=False)
+WORDS = ("[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "red", "dog", "##s", ",")
 LENGTH = 16  # of a window; the published ones have 77
 
 
@@ -71,14 +72,15 @@ def sdxl_unet(tokens, pooled, sizes):
 def sdxl():
     return diffusers.StableDiffusionXLPipeline(
         vae=vae(0.13025), text_encoder=clip(32), text_encoder_2=clip(48, act="gelu", projection=40, seed=13), tokenizer=tokenizer(),
-        tokenizer_2=tokenizer("!"), unet=sdxl_unet(80, 40, 6), scheduler=diffusers.EulerDiscreteScheduler(**SD), add_watermarker=False)
+        tokenizer_2=tokenizer("!"), unet=sdxl_unet(80, 40, 6), add_watermarker=False,
+        scheduler=diffusers.EulerDiscreteScheduler(**SD, timestep_spacing="leading"))
 
 
 def ldm_text():
     config = LDMBertConfig(vocab_size=len(WORDS), max_position_embeddings=77, encoder_layers=2, encoder_ffn_dim=128,
                            encoder_attention_heads=8, head_dim=64, d_model=32, pad_token_id=0)
     bert = randomise(LDMBertModel(config), 14)
-    words = BertTokenizer.from_pretrained(bert_folder(Path(tempfile.mkdtemp())), model_max_length=77)
+    words = BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)}, model_max_length=77)
     return diffusers.LDMTextToImagePipeline(vqvae=vae(0.18215, (32, 32, 32, 32)), bert=bert, tokenizer=words, unet=unet(32),
                                             scheduler=diffusers.DDIMScheduler(**SD, **QUIET))
 
