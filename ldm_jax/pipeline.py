@@ -80,8 +80,8 @@ class Model:
           image, mask: what is inpainted, images as in `encode`; mask [N, H, W], from 0.5 on made anew.
           depth: [N, H, W], any unit, near is large. low_res: small images, of the latents' size; noise_level: whole numbers, how much
             they are noised first, with noise_seeds (0, 1, ...).
-          original_size, crop, target_size: (width, height), (left, top) and (width, height); by default as the trained images,
-            uncropped. aesthetic: a rating (6).
+          original_size, crop, target_size: (width, height), (left, top) and (width, height); by default `size`, uncropped, and by
+            default of that the trained size. aesthetic: a rating (6; the null's is 2.5).
 
         Raises:
           UserError: what is out of range, missing, or not for this model, by its name.

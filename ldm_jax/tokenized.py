@@ -54,7 +54,7 @@ def open_tokenizers(conditioner, folders: Sequence) -> tuple[Tokenizer, ...]:
 def _fitting(folder, spec) -> Tokenizer:
     tokenizer = load_tokenizer(folder, "bert" if isinstance(spec, BertSpec) else "clip", spec.length)
     found, wanted = ((x.bos, x.eos, x.vocabulary) for x in (tokenizer, spec))
-    if found != wanted:
+    if found[:2] != wanted[:2] or found[2] > wanted[2]:
         raise UserError(f"tokenizer {str(folder)!r}: begin, end and size of its vocabulary are {found}, the text encoder's {wanted}; is it "
                         "this model's?")
     return dataclasses.replace(tokenizer, pad=spec.pad)  # two encoders may share a vocabulary and fill up with other ids

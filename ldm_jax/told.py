@@ -20,12 +20,12 @@ from ldm_jax.ops.images import from_uint8
 from ldm_jax.tokenized import ids_of, skipping
 
 NEGATIVE = "negative_"
-PART = 64  # examples whose condition is made at a time
+PART = 16  # examples whose condition is made at a time, which may have images to encode
 NAMES = {"label": "labels", "tokens": "prompts", "tokens_2": "prompts", "token_weights": "prompts"}  # field -> what a user calls it
 WHOLE = {"label", "tokens", "tokens_2", "boxes_tokens", "noise_level", "map"}  # fields of whole numbers
 PICTURES = {"image", "low_res"}  # fields that are pictures: uint8, or float in [-1, 1]
-SIZES = ("original_size", "crop", "target_size", "aesthetic")
-BESIDE = {"prompts": ("long_prompts", "clip_skip"), "low_res": ("noise_seeds",), "sizes": SIZES}  # what says more of a field
+BESIDE = {"prompts": ("long_prompts", "clip_skip"), "low_res": ("noise_seeds",)}  # what says more of a field
+SIZES = {6: ("size", "original_size", "crop", "target_size"), 5: ("size", "original_size", "crop", "aesthetic")}  # by how many numbers
 AESTHETIC = {"aesthetic": 6.0, "negative_aesthetic": 2.5}  # of the published SDXL refiner
 
 
@@ -66,7 +66,11 @@ def _cast(fields: Mapping, low: int) -> dict:
 def reads(conditioner) -> dict[str, tuple[str, ...]]:
     """What a user may say to a model, each with what may be said beside it."""
     names = dict.fromkeys(NAMES.get(name, name) for name in conditioner.fields)
-    return {name: BESIDE.get(name, ()) for name in names}
+    return {name: SIZES.get(_sizes_count(conditioner), ()) if name == "sizes" else BESIDE.get(name, ()) for name in names}
+
+
+def _sizes_count(conditioner) -> int:
+    return next(part.count for part in getattr(conditioner, "parts", (conditioner,)) if "sizes" in part.fields)
 
 
 def _check_names(conditioner, given: Mapping) -> None:
@@ -129,14 +133,11 @@ def _texts_of(name: str, prompts) -> Sequence[str]:
 
 def _sizes(model, given: Mapping) -> dict[str, np.ndarray]:
     """{"sizes": [1 or N, count]} of what SIZES say, in the published order, and the null's where it is told another rating."""
-    count = next(part.count for part in getattr(model.experiment.conditioner, "parts", (model.experiment.conditioner,))
-                 if "sizes" in part.fields)
+    count = _sizes_count(model.experiment.conditioner)
+    if count not in SIZES:
+        return {}  # another model's numbers are said as they are, as `sizes`
     side = model.experiment.facts.resolution
-    target = given.get("target_size", (side, side))
-    if count == 5 and "target_size" in given:
-        raise UserError("target_size: this model does not read it; it is told original_size, crop and aesthetic")
-    if count == 6 and AESTHETIC.keys() & given.keys():
-        raise UserError("aesthetic: this model does not read it; it is told original_size, crop and target_size")
+    target = given.get("target_size", given.get("size", (side, side)))
     pairs = [_pairs("original_size", given.get("original_size", target)), _pairs("crop", given.get("crop", (0, 0)))]
     if count == 6:
         return {"sizes": _side_by_side([*pairs, _pairs("target_size", target)])}

@@ -5,12 +5,13 @@ catches.
 import dataclasses
 import functools
 import json
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from ldm_jax import choices
+from ldm_jax import choices, output
 from ldm_jax import experiment as ex
 from ldm_jax.asked import prepare
 from ldm_jax.core.errors import UserError
@@ -21,7 +22,9 @@ from ldm_jax.models.condition import first_condition
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.models.text_condition import BertText
 from ldm_jax.models.units import LatentUnits
+from ldm_jax.ops.images import write_png
 from ldm_jax.pipeline import Model
+from ldm_jax.said import Said, parse_pair, read_prompts
 from ldm_jax.tokenized import skipping
 from ldm_jax.train.sharding import make_mesh
 from tests.data.vocabularies import bert_folder, clip_folder
@@ -204,3 +207,51 @@ def test_the_refiners_null_has_its_own_rating(make_model, sections):
     assert told.given.vector.shape == (1, 8 + 20)
     np.testing.assert_allclose([told.given.vector[0, -4], told.null.vector[0, -4]], rating, atol=1e-5)
     np.testing.assert_allclose(told.given.vector[0, 8], np.cos(48.0), atol=1e-5)
+
+
+def test_the_command_says_it_all(model, monkeypatch, tmp_path):
+    """Mistakes: prompts that do not go round as labels do, a mask that is pasted where the model is told it, a picture's folder in
+    samples.json, a size that is not what the model is told."""
+    write_png(tmp_path / "digit.png", IMAGES[0])
+    write_png(tmp_path / "mask.png", np.uint8(MASK * 255)[..., None])
+    seen = {}
+
+    def batches(self, condition, **given):
+        seen.update(condition=condition, **given)
+        return iter([np.zeros((3, 32, 32, 1), np.uint8)])
+
+    monkeypatch.setattr(Model, "batches", batches)
+    named = dataclasses.replace(model, manifest=types.SimpleNamespace(weights="ema"))
+    said = Said(("a (cat:1.5)", "red dog"), ("a dog",), numbers={"crop": (1, 2), "aesthetic": None})
+    pictures = output.pictures_of(str(tmp_path / "digit.png"), str(tmp_path / "mask.png"), None)
+    request = output.Request(3, sampling={"guidance": 2.0}, pictures=pictures, said=said, making={"size": (32, 32)})
+    output.sample_to(named, request, str(tmp_path / "out"))
+    wanted = model.condition(prompts=[said.prompts[i] for i in (0, 1, 0)], negative_prompts=["a dog"], image=IMAGES[:1], mask=MASK[None],
+                             crop=(1, 2))
+    same(seen["condition"], wanted)
+    assert "init" not in seen and "mask" not in seen
+    text = (tmp_path / "out" / "samples.json").read_text()
+    page = json.loads(text)
+    assert page["images"][2] == {"file": "000002.png", "seed": 2, "condition": {"label": None, "prompt": "a (cat:1.5)"},
+                                 "negative": {"prompt": "a dog"}}
+    assert page["crop"] == [1, 2] and page["init_image"]["file"] == "digit.png" and str(tmp_path) not in text
+    for changes, words in (({"sampling": {"guidance": 1.0}}, "--negative_prompt: without classifier-free guidance"),
+                           ({"pictures": output.pictures_of(str(tmp_path / "digit.png"), "", 0.5)}, "--mask: this model fills in"),
+                           ({"pictures": None}, "image, mask: this model must be told them"),
+                           ({"said": Said(depth=str(tmp_path / "digit.png"))}, "depth: this model does not read it")):
+        with pytest.raises(UserError, match=words):
+            output.sample_to(named, dataclasses.replace(request, **changes), str(tmp_path / "out"))
+
+
+def test_files_and_pairs_in_words(tmp_path):
+    """Mistakes: an empty line taken for a prompt, a size whose second number is lost."""
+    (tmp_path / "prompts.txt").write_text("a cat\n\n  red dog \n", "utf-8")
+    assert read_prompts(str(tmp_path / "prompts.txt")) == ("a cat", "red dog")
+    assert parse_pair("512x768", "--target_size") == (512, 768) and parse_pair("0,16", "--crop") == (0, 16)
+    assert parse_pair("", "--crop") is None
+    (tmp_path / "empty.txt").write_text("\n")
+    for ask, words in ((lambda: parse_pair("512", "--crop"), "--crop=512: expected two whole numbers, as --crop=0,16"),
+                       (lambda: read_prompts(str(tmp_path / "none.txt")), "no such file"),
+                       (lambda: read_prompts(str(tmp_path / "empty.txt")), "holds no prompt")):
+        with pytest.raises(UserError, match=words):
+            ask()

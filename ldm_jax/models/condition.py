@@ -47,9 +47,9 @@ class Unconditional(nn.Module):
 
 
 class ClassConditioner(nn.Module):
-    """A learned vector for each class and one more, the last, for "no class".
+    """A learned vector for each class and, where training drops any, one more, the last, for "no class".
 
-    Parameter: embedding [classes + 1, width], standard normal at the start.
+    Parameter: embedding [classes + 1, width], or [classes, width] with drop = 0; standard normal at the start.
 
     Fields: `into` is "vector" (added to the time embedding) or "tokens" (one token for the transformers). `drop` is the
     rate of the null in training.
@@ -83,17 +83,20 @@ class ClassConditioner(nn.Module):
     @nn.compact
     def of(self, index) -> Condition:
         """Rows of the table, index int [B] in 0 .. classes; `classes` itself is the null."""
-        table = self.param("embedding", nn.initializers.normal(1.0), (self.classes + 1, self.width), jnp.float32)
+        rows = self.classes + (1 if self.drop else 0)
+        table = self.param("embedding", nn.initializers.normal(1.0), (rows, self.width), jnp.float32)
         rows = table[index]
         return Condition(vector=rows) if self.into == "vector" else Condition(tokens=rows[:, None, :])
 
     def __call__(self, fields: Mapping, drop=None, encode=None) -> Condition:
         """fields["label"] int [B] in 0 .. classes - 1; drop bool [B], True where an example gets the null, or None."""
         label = jnp.asarray(fields["label"])
-        return self.of(label if drop is None else jnp.where(drop, self.classes, label))
+        return self.of(label if drop is None or not self.drop else jnp.where(drop, self.classes, label))
 
     def null(self, count: int, fields: Mapping | None = None, encode=None) -> Condition:
-        """The trained null, `count` times."""
+        """The trained null, `count` times; of a model that never dropped its labels, what they say."""
+        if not self.drop:
+            return self(own_fields(fields, self.fields))
         return self.of(jnp.full((count,), self.classes, jnp.int32))
 
     def check(self, fields: Mapping) -> None:
