@@ -20,7 +20,7 @@ from ldm_jax.core.keys import base_key
 from ldm_jax.core.trees import content_digest
 from ldm_jax.interop.lora_names import lora_metadata, lora_parts, read_lora, write_lora
 from ldm_jax.interop.tensors import read_tensors
-from ldm_jax.loading import Opened, trained_on
+from ldm_jax.loading import ITSELF, Opened, Reading, trained_on
 from ldm_jax.models.lora import check, merge
 from ldm_jax.train.sharding import make_mesh, replicated
 
@@ -37,13 +37,13 @@ def merged(params, loras, mesh: Mesh):
     return jax.jit(function, out_shardings=replicated(mesh))(params, trees, scales)
 
 
-def open_model(path) -> Opened:
-    """A checkpoint of whole parameters, or a run of a LoRA as the model that it makes with its base.
+def open_model(path, reading: Reading = ITSELF, weights: str = "ema") -> Opened:
+    """A checkpoint of whole parameters, or a run of a LoRA as the model that it makes with its base. reading, weights: as of `Opened`.
 
     Raises:
       UserError: as `Opened`; a base that is gone, or is no more what it was.
     """
-    opened = path if isinstance(path, Opened) else Opened(path)
+    opened = path if isinstance(path, Opened) else Opened(path, reading, weights)
     lora = choices.lora_of(opened.manifest.config) if opened.manifest.task == "diffusion" else None
     return Adapted(opened, lora) if lora else opened
 
@@ -52,7 +52,7 @@ class Adapted(Opened):
     """A step of a LoRA's run: its parameters are the base's with the LoRA in them, and its manifest is that of such a model."""
 
     def __init__(self, opened: Opened, lora):
-        self.found, self.store, self.lora = opened.found, opened.store, lora
+        self.found, self.store, self.lora, self.tokenizers = opened.found, opened.store, lora, ()
         config = opened.manifest.config | {"lora": choices.LATER["lora"], "init_from": ""}
         self.record = self.store.record(self.found.step, RECORD)
         self.manifest = dataclasses.replace(opened.manifest, config=config, parameter_count=self.record["parameters"])

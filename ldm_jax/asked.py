@@ -9,9 +9,13 @@ import numpy as np
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.types import Condition
+from ldm_jax.diffusion.guidance import Guided
 from ldm_jax.diffusion.guiding import ByClassifier, FromGuide
 from ldm_jax.ops.images import to_uint8
+from ldm_jax.partners import check_guide, refined, refiner_told
 from ldm_jax.sampling import Inputs, Watch, Way, parts_of, way_of
+from ldm_jax.sizes import latent_shape
+from ldm_jax.tiles import Share
 from ldm_jax.train.loop import fetch
 
 
@@ -20,7 +24,7 @@ class Asked:
     """The wishes beside the sampling section; all are for N images, one for each or one for all.
 
     Fields:
-      negative: a Condition in the null's place, to be steered away from.
+      negative: a Condition (or what `Model.condition` gives) in the null's place, to be steered away from.
       guide: a second Model of the same first stage and schedule: a weaker one of task "diffusion" for autoguidance, or one of
         task "classifier". A guidance that is a number is then its weight.
       guide_condition: what the guide is told: its own Condition (autoguidance), or the labels (classifier).
@@ -29,6 +33,13 @@ class Asked:
       mask: [H, W] or [N, H, W], bool or 0 .. 1: from 0.5 on an image is made anew, below it stays as init, to the pixel.
       noise: [N, h, w, c] to start from instead of the seeds' draws; as of `Model.invert`.
       every, callback: callback(Glimpse) after each `every` network evaluations of a batch.
+      size: (width, height) of the images in pixels; None is that of the condition's image, and else the trained one. init and mask
+        have it too.
+      tile, decode_batch: images are decoded (and init encoded) by tiles of this side in latents, and so many at a time; see
+        `Model.decode`. None is whole, and all of a batch.
+      refiner: a second Model of the same first stage and schedule, for the last rows of the same table.
+      refiner_condition: what the refiner is told, its own Condition.
+      handover: the share of the way, in the schedule's time, that is done when the refiner takes over.
     """
 
     negative: Condition | None = None
@@ -40,6 +51,12 @@ class Asked:
     noise: Any = None
     every: int = 1
     callback: Callable | None = None
+    size: tuple[int, int] | None = None
+    tile: int | None = None
+    decode_batch: int | None = None
+    refiner: Any = None
+    refiner_condition: Any = None
+    handover: float | None = None
 
 
 ASKED = tuple(field.name for field in dataclasses.fields(Asked))
@@ -64,6 +81,7 @@ class Job:
     inputs: Inputs
     asked: Asked
     kept: tuple[np.ndarray, np.ndarray] | None
+    share: Share
 
     def watch(self, first: int, count: int) -> Watch | None:
         """What is called while a batch of `count` images from `first` is made; None where nothing is."""
@@ -80,7 +98,7 @@ class Job:
         return np.where(anew[..., None], images, init)
 
 
-def prepare(model, condition: Condition | None, number: int, given: Mapping) -> Job:
+def prepare(model, condition: Condition | Guided | None, number: int, given: Mapping) -> Job:
     """Checks everything before anything is compiled.
 
     Args:
@@ -92,18 +110,23 @@ def prepare(model, condition: Condition | None, number: int, given: Mapping) -> 
     """
     asked = Asked(**{name: value for name, value in given.items() if name in ASKED})
     changes = {name: value for name, value in given.items() if name not in ASKED}
-    way = way_for(model, asked, model.sampling(**changes), changes)
+    section = model.sampling(**changes)
+    way = way_for(model, asked, section, changes)
     _check_alone(asked, way)
-    clean, keep, kept = _start(model, asked, number)
+    way, share = refined(model, asked, way, section), Share(asked.tile, asked.decode_batch)
+    shape = latent_shape(model.experiment, asked.size, getattr(getattr(condition, "given", condition), "image", None),
+                         asked.refiner.experiment.network.factor if way.refiner else 1)
+    clean, keep, kept = _start(model, asked, number, shape)
     noise = None if asked.noise is None else np.asarray(asked.noise, np.float32)
-    if noise is not None and noise.shape[1:] != model.experiment.latent_shape:
-        raise UserError(f"noise: expected [N, {', '.join(map(str, model.experiment.latent_shape))}], got {list(noise.shape)}")
-    null = model.spread(_null(model, asked), number) if way.needs_null else None
+    if noise is not None and noise.shape[1:] != shape:
+        raise UserError(f"noise: expected [N, {', '.join(map(str, shape))}], got {list(noise.shape)}")
+    null = model.spread(_null(model, condition, asked), number) if way.needs_null else None
     told = way.told(model.spread(condition, number), null, _guide_told(asked, way, number))
     inputs = Inputs(told, *(None if x is None else spread(x, number, what) for x, what in
-                            ((clean, "init"), (keep, "mask"), (noise, "noise"))))
+                            ((clean, "init"), (keep, "mask"), (noise, "noise"))), refiner_told(asked, way, number), shape)
     params = {"model": model.params, "guide": asked.guide.params} if way.needs_guide else model.params
-    return Job(way, params, inputs, asked, kept)
+    params = {"base": params, "refiner": asked.refiner.params} if way.refiner else params
+    return Job(way, params, inputs, asked, kept, share)
 
 
 def way_for(model, asked: Asked, section: Mapping, changes: Mapping) -> Way:
@@ -141,26 +164,6 @@ def told_to_guide(guide, labels):
     return guide.condition(labels if "label" in guide.experiment.conditioner.fields else None)
 
 
-def check_guide(model, guide) -> None:
-    """Raises UserError unless a guide is a model that looks at the same latents, levels and times, on the same devices."""
-    if not hasattr(guide, "experiment"):
-        raise UserError(f"guide={guide!r}: expected a loaded model, as ldm.load(path, mesh=model.mesh)")
-    if guide.mesh != model.mesh:
-        raise UserError("guide: it lies on other devices than the model; load it with ldm.load(path, mesh=model.mesh)")
-    task = guide.experiment.task
-    if task not in ("diffusion", "classifier"):
-        raise UserError(f"guide: expected a weaker diffusion model or a classifier, this is of task {task}")
-    if guide.experiment.latent_shape != model.experiment.latent_shape:
-        raise UserError(f"guide: its latents are {_by(guide.experiment.latent_shape)}, the model's {_by(model.experiment.latent_shape)}")
-    ours, theirs = model.manifest.first_stage, guide.manifest.first_stage
-    if (ours and (ours.digest, ours.latent_units)) != (theirs and (theirs.digest, theirs.latent_units)):
-        told = [stage.digest[:12] if stage else "none (pixels)" for stage in (theirs, ours)]
-        raise UserError(f"guide: it was trained on another first stage, of digest {told[0]}; the model's is {told[1]}")
-    for key in ("schedule", "time_input"):
-        if dict(model.manifest.config[key]) != dict(guide.manifest.config[key]):
-            raise UserError(f"guide: its {key} is {dict(guide.manifest.config[key])}, the model's {dict(model.manifest.config[key])}")
-
-
 def _check_alone(asked: Asked, way: Way) -> None:
     """Raises UserError for wishes without what they belong to."""
     if isinstance(asked.every, bool) or not isinstance(asked.every, int) or asked.every < 1:
@@ -181,17 +184,17 @@ def _check_alone(asked: Asked, way: Way) -> None:
         raise UserError("negative: without classifier-free guidance nothing steps away from it; set guidance above 1")
 
 
-def _start(model, asked: Asked, number: int):
+def _start(model, asked: Asked, number: int, shape: tuple[int, int, int]):
     """(latents to start from, 1 where they stay, (images, where they are made anew)), each None where it is not asked for."""
     if asked.init is None:
         return None, None, None
     images = np.asarray(asked.init)
-    facts = model.experiment.facts
-    size = (facts.resolution, facts.resolution, facts.channels)
+    f = model.experiment.autoencoder.factor
+    size = (shape[0] * f, shape[1] * f, model.experiment.facts.channels)
     if images.ndim != 4 or images.shape[1:] != size:
         raise UserError(f"init: expected images [N, {', '.join(map(str, size))}], got {list(images.shape)}")
     if asked.mask is None:
-        return model.encode(images), None, None
+        return model.encode(images, tile=asked.tile), None, None
     mask = np.asarray(asked.mask)
     if mask.dtype.kind not in "biuf":
         raise UserError(f"mask: expected numbers from 0 to 1, got {asked.mask!r:.40}")
@@ -200,7 +203,7 @@ def _start(model, asked: Asked, number: int):
         raise UserError(f"mask: expected [{size[0]}, {size[1]}] or one for each image, from 0 (stays) to 1 (made anew); got "
                         f"{list(mask.shape)} from {mask.min(initial=0):g} to {mask.max(initial=0):g}")
     anew = mask >= 0.5
-    clean, keep = model.encode(images), keep_of(anew, model.experiment.autoencoder.factor)
+    clean, keep = model.encode(images, tile=asked.tile), keep_of(anew, f)
     if asked.strength in (None, 1):  # what is made anew starts from noise alone
         clean = clean * keep
     return clean, keep, (images if images.dtype == np.uint8 else to_uint8(images), anew)
@@ -213,17 +216,23 @@ def keep_of(anew: np.ndarray, factor: int) -> np.ndarray:
     return 1 - blocks.any((2, 4)).astype(np.float32)[..., None]
 
 
-def _null(model, asked: Asked) -> Condition | None:
+def _null(model, condition, asked: Asked) -> Condition | None:
     """What guidance steps away from.
 
     Raises:
       UserError: the model never learned a null, and nothing else was given.
     """
     conditioner = model.experiment.conditioner
-    if asked.negative is None and not (conditioner.fields and conditioner.drop):
+    null = getattr(condition, "null", None) if asked.negative is None else asked.negative
+    if null is None and not (conditioner.fields and conditioner.drop):
         raise UserError("guidance: this model was trained without a condition that is dropped, so it knows no null to step away from; "
                         "set guidance=1")
-    return asked.negative
+    return null
+
+
+def given_of(condition):
+    """What is given, of a Condition or of a Guided."""
+    return condition.given if isinstance(condition, Guided) else condition
 
 
 def _guide_told(asked: Asked, way: Way, number: int):
@@ -254,7 +263,3 @@ def spread(tree, number: int, what: str):
     if not sizes <= {1, number}:
         raise UserError(f"{what}: of {sorted(sizes)} examples, and {number} seeds; expected one for each, or one for all")
     return jax.tree.map(lambda leaf: np.broadcast_to(fetch(leaf) if isinstance(leaf, jax.Array) else leaf, (number, *leaf.shape[1:])), tree)
-
-
-def _by(shape) -> str:
-    return "x".join(map(str, shape))

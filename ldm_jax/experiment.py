@@ -1,16 +1,19 @@
 """From a config to an experiment: every choice is made here, once, of plain dicts (see config_file.py)."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
+
+import jax
 
 from ldm_jax import choices, classifier_choices
 from ldm_jax.config_tree import Problems
 from ldm_jax.core.choose import choose, fill, fits, nearest
 from ldm_jax.core.errors import UserError
+from ldm_jax.core.keys import base_key
 from ldm_jax.diffusion.loss import Objective
-from ldm_jax.models.conditioners import CONDITIONERS
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.models.lora import Lora
 from ldm_jax.train.autoencoder_stage import CRITICS, AutoencoderStage, Loss, Revival
@@ -62,6 +65,12 @@ class Experiment:
         return LoraStage(stage, self.lora).build() if self.lora else stage.build()
 
 
+@functools.lru_cache(maxsize=16)
+def parameter_shapes(experiment: Experiment):
+    """The shapes of what an experiment trains, as a tree; traced once for equal experiments."""
+    return jax.eval_shape(lambda key: experiment.stage().init(key).params, base_key(0))
+
+
 def build(config: Mapping, facts: choices.Facts, first: FirstStage | None = None) -> Experiment:
     """Makes every choice of a config.
 
@@ -106,7 +115,7 @@ def build(config: Mapping, facts: choices.Facts, first: FirstStage | None = None
     if task == "diffusion":
         if "first_stage" in made:
             make("network", choices.network_of, config, made["autoencoder"].latent_channels)
-        make("conditioner", choose, CONDITIONERS, config["conditioner"], "config.conditioner", classes=facts.classes)
+        make("conditioner", choices.conditioner_of, config, facts, made["autoencoder"].factor if "autoencoder" in made else 1)
         if "network" in made and "conditioner" in made:
             make("fits", choices.check_network, made["network"], made["conditioner"], facts.resolution // made["autoencoder"].factor)
         make("lora", choices.lora_of, config)

@@ -92,6 +92,8 @@ def prepare(config: Mapping, fresh: bool = True) -> Prepared:
     with problems.noted():
         experiment = ex.build(config, facts, first and first.stage)
     if experiment is not None and experiment.task == "diffusion":
+        with problems.noted("config.conditioner"):
+            choices.check_fields(experiment.conditioner, facts)
         with problems.noted("config.sampling"):  # again, for what only the network can tell
             sampling.way_of(sampling.parts_of(experiment), experiment.sampling)
     problems.check()
@@ -111,8 +113,9 @@ def preview_samples(experiment: ex.Experiment, params, frozen, batch, key):
     """Samples with the batch's conditions; image i has seed i, as `sample.py --seed=0` would give it."""
     way = sampling.way_of(sampling.parts_of(experiment), experiment.sampling)
     number, of_conditioner = batch["image"].shape[0], {"params": params["conditioner"]}
-    told = way.told(experiment.conditioner.apply(of_conditioner, batch, None),
-                    experiment.conditioner.apply(of_conditioner, number, method="null"))
+    encode = functools.partial(experiment.first_stage.encode, frozen["first_stage"])
+    told = way.told(experiment.conditioner.apply(of_conditioner, batch, None, encode),
+                    experiment.conditioner.apply(of_conditioner, number, batch, encode, method="null"))
     latent = sampling.generate(experiment, way, params, sampling.Inputs(told), image_keys(range(number)))
     return experiment.first_stage.decode(frozen["first_stage"], latent)
 

@@ -10,14 +10,14 @@ import numpy as np
 
 from ldm_jax.core.choose import choose, nearest
 from ldm_jax.core.errors import UserError
-from ldm_jax.core.types import struct
+from ldm_jax.core.types import static, struct
 from ldm_jax.diffusion import guiding
 from ldm_jax.diffusion.grids import path_of
 from ldm_jax.diffusion.guidance import OFF, Guided, Labelled, Limited
 from ldm_jax.diffusion.limits import THRESHOLDS, Unlimited
 from ldm_jax.diffusion.methods import METHODS
 from ldm_jax.diffusion.prediction import denoiser
-from ldm_jax.diffusion.sample import advance, at, start, trajectory
+from ldm_jax.diffusion.sample import advance, at, start
 from ldm_jax.diffusion.samplers import SAMPLERS, table_for
 from ldm_jax.diffusion.table import Table, with_guidance
 from ldm_jax.models.autoencoder import AUTOENCODERS
@@ -83,7 +83,7 @@ def parts_of(experiment, guide=None) -> Parts:
 class Way:
     """A section made: a table with its guidance columns in it, or a method and its `weights`, one column of the grid's levels a term;
 
-    and the guidance, as a program and as it was chosen.
+    the guidance, as a program and as it was chosen; and the refiner that the last rows are run on, if there is one.
     """
 
     table: Table | None
@@ -91,6 +91,7 @@ class Way:
     weights: tuple
     guidance: Any
     choice: Any
+    refiner: "Refiner | None" = None
 
     @property
     def guided(self) -> bool:
@@ -155,17 +156,28 @@ def _section(value) -> Mapping:
     return {"name": value} if isinstance(value, str) or not isinstance(value, Mapping) else value
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Refiner:
+    """A second model for the rows from `row` on: its denoiser, and its guidance, which reads the columns of the same table."""
+
+    row: int
+    denoise: Any
+    guidance: Any
+
+
 @struct
 class Inputs:
     """What a batch is made of, each [B, ...]: told (see `Way.told`); latents `clean` to start from and `keep`, 1 where they stay; or
 
-    the noise itself to start from.
+    the noise itself to start from; and what the refiner is told. shape: [h, w, c] of its latents; None is as trained.
     """
 
     told: Any
     clean: Any = None
     keep: Any = None
     noise: Any = None
+    refined: Any = None
+    shape: tuple[int, int, int] | None = static(default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,19 +189,29 @@ class Watch:
 
 
 def generate(experiment, way: Way, params, inputs: Inputs, keys: jax.Array, watch: Watch | None = None) -> jax.Array:
-    """Sampled latents [B, h, w, c] in units.
+    """Sampled latents [B, h, w, c] in units, of inputs.shape.
 
     Args:
-      params: of the model, or {"model", "guide"} where the way needs a guide.
+      params: of the model, or {"model", "guide"} where the way needs a guide; with a refiner, {"base": that, "refiner": its own}.
       keys: one an image, [B].
     """
-    denoise, shape = parts_of(experiment).denoise(), experiment.latent_shape
+    denoise, shape = parts_of(experiment).denoise(), inputs.shape or experiment.latent_shape
     if way.method is not None:
         return way.method.sample(denoise, params, shape, keys, inputs.told, way.guidance, way.weights)
     state = start(way.table, keys, shape, inputs.clean, inputs.keep) if inputs.noise is None else at(inputs.noise, keys)
-    if watch is None:
-        return advance(denoise, params, way.table, state, inputs.told, way.guidance).x
-    after = state
-    for after in trajectory(denoise, params, way.table, state, inputs.told, way.guidance, watch.every):
-        watch.callback(after.row, way.table.rows, after.x)
-    return after.x
+    end, refiner = way.table.rows, way.refiner
+    legs = [(end, (denoise, params), (inputs.told, way.guidance))]
+    if refiner is not None:
+        legs = [(refiner.row, (denoise, params["base"]), (inputs.told, way.guidance)),
+                (end, (refiner.denoise, params["refiner"]), (inputs.refined, refiner.guidance))]
+    for stop, network, told in legs:
+        for row in _stops(state.row, stop, watch):
+            state = advance(*network, way.table, state, *told, row)
+            if watch is not None and (row == end or row % watch.every == 0):
+                watch.callback(row, end, state.x)
+    return state.x
+
+
+def _stops(first: int, last: int, watch: Watch | None) -> list[int]:
+    """Where a leg of rows first .. last pauses: at each multiple of watch.every, and at its end."""
+    return [row for row in range(first + 1, last) if watch is not None and row % watch.every == 0] + [last]

@@ -48,7 +48,7 @@ def write_tensors(path, weights: Weights, *, dtype: str = "", metadata: Mapping[
 
     Raises:
       UserError: an element type that safetensors cannot hold; a finite number that is none in `dtype`; a disk that is full.
-      ValueError: an array that is not in the specs, missing from them, twice, or of another shape.
+      ValueError: an array that is not in the specs, missing from them, twice, or of another shape or element type.
     """
     _write([(pathlib.Path(path), list(weights.specs))], weights, dtype, metadata)
 
@@ -98,9 +98,9 @@ def _write(files: list[tuple[pathlib.Path, list[str]]], weights: Weights, dtype:
                 shapes = {name: (weights.specs[name][0], kinds[name]) for name in names}
                 places |= {name: (file, start) for name, start in _begin(file, shapes, metadata).items()}
             for name, array in weights.arrays:
-                shape = tuple(weights.specs[name][0]) if name in places else None
-                if shape != tuple(array.shape):
-                    raise ValueError(f"{name} {tuple(array.shape)} is written twice, not to be written, or not {shape}")
+                shape, kind = weights.specs[name] if name in places else (None, None)
+                if shape is None or tuple(shape) != tuple(array.shape) or np.dtype(kind) != array.dtype:
+                    raise ValueError(f"{name} {array.dtype} {tuple(array.shape)} is written twice, not announced, or not {kind} {shape}")
                 file, start = places.pop(name)
                 file.seek(start)
                 for piece in _pieces(np.asarray(array), kinds[name], name):

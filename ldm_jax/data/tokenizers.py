@@ -29,7 +29,7 @@ class Tokenizer:
 
     def ids(self, text: str) -> list[int]:
         """The ids of a text of any length, without bos and eos."""
-        return self.backend.backend_tokenizer.encode(text, add_special_tokens=False).ids
+        return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; letter case and some spaces are not in them."""
@@ -41,7 +41,8 @@ def load_tokenizer(folder: str | pathlib.Path, kind: str, length: int = 77) -> T
     """The tokenizer in a folder: "clip" (Stable Diffusion) or "bert" (LDM text-to-image, lower case).
 
     Reads vocab.json with merges.txt (clip), vocab.txt (bert), or tokenizer.json; and pad_token of special_tokens_map.json or
-    tokenizer_config.json, where SDXL's second says "!".
+    tokenizer_config.json, where Stable Diffusion 2 and SDXL's second say "!". It only fills windows: a "!" in a text is the
+    token that these models were trained with, and not padding, as diffusers has it (its issue 4153).
 
     Raises:
       UserError: an unknown kind, no folder, missing or damaged files, a vocabulary without its marks.
@@ -53,8 +54,8 @@ def load_tokenizer(folder: str | pathlib.Path, kind: str, length: int = 77) -> T
         raise UserError(f"tokenizer {str(folder)!r}: no such folder; give one that holds {FILES[kind]}")
     told = _marks(folder, kind)
     backend = (_clip if kind == "clip" else _bert)(folder, told)
-    backend.backend_tokenizer.no_padding()  # a tokenizer.json may hold both, from its last use
-    backend.backend_tokenizer.no_truncation()
+    backend.no_padding()  # a tokenizer.json may hold both, from its last use
+    backend.no_truncation()
     known = backend.get_vocab()
     missing = [mark for mark in told if mark not in known]
     if missing:
@@ -82,7 +83,7 @@ def _clip(folder: pathlib.Path, marks: tuple[str, str, str]):
             merges.append((pair[0], pair[1]))
     if marks[0] not in vocabulary or marks[1] not in vocabulary:
         raise UserError(f"tokenizer {str(folder)!r}: its vocabulary lacks {marks[0]} or {marks[1]}; is it of kind 'clip'?")
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=marks[2])
+    return CLIPTokenizer(vocab=vocabulary, merges=merges).backend_tokenizer
 
 
 def _bert(folder: pathlib.Path, marks: tuple[str, str, str]):
@@ -95,22 +96,24 @@ def _bert(folder: pathlib.Path, marks: tuple[str, str, str]):
         raise UserError(f"tokenizer {str(folder / 'vocab.txt')!r}: a word stands on two lines")
     if not {"[CLS]", "[SEP]", "[PAD]", "[UNK]"} <= set(words):
         raise UserError(f"tokenizer {str(folder)!r}: its vocabulary lacks [CLS], [SEP], [PAD] or [UNK]; is it of kind 'bert'?")
-    return BertTokenizer(vocab={word: i for i, word in enumerate(words)}, do_lower_case=True)
+    return BertTokenizer(vocab={word: i for i, word in enumerate(words)}, do_lower_case=True).backend_tokenizer
 
 
 def _whole(folder: pathlib.Path, kind: str):
     """From tokenizer.json, which holds everything."""
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Tokenizer as Backend
 
     path = folder / "tokenizer.json"
     if not path.exists():
         there = sorted(file.name for file in folder.iterdir())[:8]
         raise UserError(f"tokenizer {str(folder)!r}: expected {FILES[kind]}; found {', '.join(there) or 'nothing'}")
-    _json(path)
+    whole = _json(path)
     try:
-        return PreTrainedTokenizerFast(tokenizer_file=str(path))
+        if kind == "clip":  # a "!" that fills windows stands there as a mark
+            whole["added_tokens"] = [token for token in whole["added_tokens"] if token["content"] in MARKS["clip"]]
+        return Backend.from_str(json.dumps(whole))
     except Exception as error:  # the library raises bare Exceptions
-        raise UserError(f"tokenizer {str(path)!r}: cannot be read ({str(error).splitlines()[0]})") from None
+        raise UserError(f"tokenizer {str(path)!r}: cannot be read ({type(error).__name__} {str(error)[:80]!r})") from None
 
 
 def _marks(folder: pathlib.Path, kind: str) -> tuple[str, str, str]:

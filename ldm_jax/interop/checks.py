@@ -19,11 +19,12 @@ class TensorFile:
     """The tensors of a file by name, read-only numpy arrays made when they are asked for, and what else was in it, a line each.
 
     `ignored` names what was not a tensor ("epoch: int") and, for pickled files, the Python objects that were asked for
-    and not made ("blocked posix.system").
+    and not made ("blocked posix.system"). `metadata`: texts in the header of a safetensors file.
     """
 
     tensors: Mapping[str, np.ndarray]
     ignored: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def as_file(path) -> pathlib.Path:

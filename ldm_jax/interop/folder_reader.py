@@ -22,6 +22,7 @@ from ldm_jax.interop.tensors import read_tensors
 
 INDEX = "model_index.json"
 CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json", "tokenizer_config.json")
+MARKS = "special_tokens_map.json"
 BASES = ("diffusion_pytorch_model", "model", "pytorch_model")
 ENDINGS = ("safetensors", "bin")
 NOT_READ = {"safety_checker": "it blackens images; samples are not checked", "feature_extractor": "of the safety checker"}
@@ -135,6 +136,8 @@ def _component(root: pathlib.Path, folder: pathlib.Path, variant: str, weights: 
     """One component, and the variant it was read from."""
     configs = [folder / name for name in CONFIGS if (folder / name).exists()]
     config = read_json(root, configs[0]) if configs else {}
+    if not weights and (folder / MARKS).exists():  # of a tokenizer; where both say what fills a window, transformers takes this
+        config = {**config, **read_json(root, folder / MARKS)}
     if not weights:
         return Component(config, {}, folder), variant
     if not configs:

@@ -14,7 +14,7 @@ from ldm_jax.core.errors import UserError
 from ldm_jax.interop import places as tables
 from ldm_jax.interop.folder_reader import INDEX, NAME
 
-TORCH = {"format": "pt"}  # without it transformers refuses a safetensors file
+TORCH = {"format": "pt"}  # without it transformers 4 refuses a safetensors file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def whole(parts: Mapping[str, Weights]) -> Weights:
     return Weights(specs, arrays())
 
 
-def write_file(out, weights: Weights, *, dtype: str = "") -> None:
+def write_file(out, weights: Weights, *, dtype: str = "", metadata: Mapping[str, str] | None = None) -> None:
     """Writes one `.safetensors` file, whole or not at all.
 
     Raises:
@@ -70,7 +70,7 @@ def write_file(out, weights: Weights, *, dtype: str = "") -> None:
     if out.exists():
         raise UserError(f"{out}: exists already; remove it or give another name")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(out, weights, dtype=dtype, metadata=TORCH)
+    write_tensors(out, weights, dtype=dtype, metadata=TORCH | dict(metadata or {}))
 
 
 def write_folder(out, components: Mapping[str, Part], index: Mapping[str, Any], extra: Mapping[str, Any] | None = None, *,
@@ -91,20 +91,23 @@ def write_folder(out, components: Mapping[str, Part], index: Mapping[str, Any], 
     Raises:
       UserError: a folder that holds something, a number that `dtype` cannot hold, a disk that is full, a file to copy that
         is not there.
-      ValueError: a component's or file's name that leads out.
+      ValueError: a component's or file's name that leads out; a config of diffusers without its `_class_name`.
     """
     out = pathlib.Path(os.path.abspath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder: choose another, or remove it")
     if any(not NAME.fullmatch(name) for name in components if name) or ("" in components and len(components) > 1):
         raise ValueError(f"components are called {list(components)}")
+    nameless = [name for name, part in components.items() if index.get(name, [""])[0] == "diffusers" and "_class_name" not in part.config]
+    if nameless:
+        raise ValueError(f"the configs of {nameless} are of diffusers and have no _class_name")
     partial = out.parent / f".{out.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         for name, part in components.items():
             _write_part(partial / name, part, dtype, limit)
-        for name, content in (_page(INDEX, index) | dict(extra or {})).items():
+        for name, content in [*_page(INDEX, index), *(extra or {}).items()]:
             _put(partial, name, content)
         digests.sync_folders(partial)
         written = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
@@ -118,15 +121,15 @@ def write_folder(out, components: Mapping[str, Part], index: Mapping[str, Any], 
 
 def _write_part(folder: pathlib.Path, part: Part, dtype: str, limit: int) -> None:
     folder.mkdir(exist_ok=True)
-    for name, content in (_page(part.page, part.config) | dict(part.extra)).items():
+    for name, content in [*_page(part.page, part.config), *part.extra.items()]:
         _put(folder, name, content)
     if part.weights is not None:
         write_shards(folder, part.base, part.weights, dtype=dtype, metadata=TORCH, limit=limit)
 
 
-def _page(name: str, content: Mapping[str, Any]) -> dict[str, str]:
-    """The file of a JSON object, spelt as diffusers spells it; no file of an empty one."""
-    return {name: json.dumps(dict(content), indent=2, sort_keys=True, allow_nan=False) + "\n"} if content else {}
+def _page(name: str, content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """[(file, text)] of a JSON object, spelt as diffusers spells it; no file of an empty one."""
+    return [(name, json.dumps(dict(content), indent=2, sort_keys=True, allow_nan=False) + "\n")] if content else []
 
 
 def _put(folder: pathlib.Path, name: str, content) -> None:

@@ -34,7 +34,8 @@ def read_safetensors(path, *, sha256: str = "") -> TensorFile:
     check_names(entries, path)
     _check_cover(path, entries, size - start)
     file = MappedFile(path)
-    return TensorFile(Tensors({name: Stored(file, start + begin, kind, shape) for name, (kind, shape, begin, _) in entries.items()}))
+    tensors = Tensors({name: Stored(file, start + begin, kind, shape) for name, (kind, shape, begin, _) in entries.items()})
+    return TensorFile(tensors, metadata=_metadata(path, header.get("__metadata__", {})))
 
 
 def _header(path, size: int) -> tuple[dict, int]:
@@ -53,6 +54,12 @@ def _header(path, size: int) -> tuple[dict, int]:
     if not isinstance(header, dict):
         raise UserError(f"{path}: bad safetensors header: not a JSON object")
     return header, 8 + length
+
+
+def _metadata(path, found) -> dict[str, str]:
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise UserError(f"{path}: bad safetensors header: __metadata__ is no table of texts")
+    return found
 
 
 def _entry(path, name: str, entry) -> tuple[np.dtype, tuple[int, ...], int, int]:

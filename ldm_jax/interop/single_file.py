@@ -32,7 +32,6 @@ IGNORABLE = (
     "unconditional_guidance_vex",  # of retrieval models, whose null is zeros
     "*position_ids", "*.attn_mask",  # 0 1 2 ...; a triangle of -inf
     "*.logit_scale",  # of CLIP's training
-    "cond_stage_model.transformer.to_logits.*",  # a head that LDM's text encoder never uses
 )
 
 

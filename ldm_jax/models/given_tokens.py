@@ -45,3 +45,7 @@ class Tokens(nn.Module):
         given = np.asarray(fields["embeddings"])
         if given.ndim != 3 or given.shape[1] < 1 or given.shape[2] != self.width or not np.isfinite(given).all():
             raise UserError(f"embeddings: expected finite numbers [B, k, {self.width}], got {given.dtype} {list(given.shape)}")
+
+    def example(self, count: int, image: tuple, latent: tuple) -> dict:
+        """Zeros; image and latent: shapes that embeddings do not need."""
+        return {"embeddings": jnp.zeros((count, self.count, self.width))}

@@ -87,9 +87,12 @@ class ClipImageEncoder(nn.Module):
 
 
 def fitted(image: jax.Array, side: int) -> jax.Array:
-    """Images [B, H, W, 3] in [-1, 1] -> [B, side, side, 3], the middle square, bicubic with antialiasing; clipped to [-1, 1]."""
-    height, width = image.shape[1:3]
+    """Images [B, H, W, 3] in [-1, 1] -> [B, side, side, 3] as CLIP was trained on them: the short side resized to `side`, bicubic with
+    antialiasing, then the middle; clipped to [-1, 1].
+    """
+    batch, height, width, channels = image.shape
     short = min(height, width)
-    top, left = (height - short) // 2, (width - short) // 2
-    square = image[:, top: top + short, left: left + short]
-    return jnp.clip(jax.image.resize(square, (image.shape[0], side, side, image.shape[3]), "bicubic", antialias=True), -1, 1)
+    height, width = side * height // short, side * width // short
+    image = jax.image.resize(image, (batch, height, width, channels), "bicubic", antialias=True)
+    top, left = (height - side) // 2, (width - side) // 2
+    return jnp.clip(image[:, top: top + side, left: left + side], -1, 1)

@@ -3,6 +3,7 @@
 import dataclasses
 
 from ldm_jax.core.errors import UserError
+from ldm_jax.ops.normalise import groups_for
 
 ATTENTIONS = ("none", "plain", "transformer")
 DOWNS = ("conv", "residual", "none")
@@ -55,15 +56,17 @@ class MiddleSpec:
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
-    """What all blocks of a U-Net share: dropout rate, whether time scales and shifts, compute dtype; and the places (names of
+    """What all blocks of a U-Net share: dropout rate, whether time scales and shifts, compute dtype, and GroupNorm's groups.
 
-    the parts, "middle", "down_0") whose self-attention is disturbed, each position attending to itself alone.
+    identity: the places (names of the parts, "middle", "down_0") whose self-attention is disturbed, each position attending
+    to itself alone.
     """
 
     dropout: float
     scale_shift: bool
     dtype: str
     identity: tuple[str, ...] = ()
+    groups: int = 0
 
 
 def check_attention(spec: LevelSpec | MiddleSpec, width: int, where: str) -> None:
@@ -92,3 +95,35 @@ def check_levels(levels: tuple[LevelSpec, ...]) -> None:
     if wrong:
         wanted = "'none', it is the last" if wrong[0] == len(levels) - 1 else "'conv' or 'residual', it is not the last"
         raise UserError(f"level {wrong[0]}: down={levels[wrong[0]].down!r}; expected {wanted} of {len(levels)} levels")
+
+
+def shared_groups(groups: int, widths) -> int:
+    """What GroupNorm's `groups` is in a network of these widths: the number itself, 0 (each width's own), or for -1 the
+    smallest of their own, which all of them can share.
+
+    Raises:
+      UserError: a number that does not divide every width.
+    """
+    widths = list(widths)
+    if groups == -1:
+        return min(map(groups_for, widths))  # powers of 2: the smallest divides them all
+    wrong = [width for width in widths if groups < 0 or groups and width % groups]
+    if wrong:
+        fitting = [n for n in (1, 2, 4, 8, 16, 32) if all(width % n == 0 for width in widths)]
+        raise UserError(f"groups={groups}: a norm of width {wrong[0]} cannot have them; expected -1 (one number for all), 0 (each "
+                        f"width's own), or one of {', '.join(map(str, fitting))}")
+    return groups
+
+
+def one_group_number(groups: int, widths) -> int:
+    """The number of groups of all norms of a network whose `groups` this is, for layouts that have but one.
+
+    Raises:
+      UserError: the widths have numbers of their own, and these differ.
+    """
+    widths = list(widths)
+    known = {shared_groups(groups, widths) or groups_for(width) for width in widths}
+    if len(known) > 1:
+        raise UserError(f"groups={groups}: norms of {', '.join(map(str, sorted(known)))} groups, a number for each width, which other "
+                        "layouts have no word for; models trained with groups=-1 have one number for all")
+    return known.pop()

@@ -18,6 +18,6 @@ def weighted(tokens: jax.Array, weights: jax.Array, length: int) -> jax.Array:
     weights = jnp.asarray(weights, jnp.float32).reshape(batch, -1, length, 1)
     scaled = plain.astype(jnp.float32) * weights
     before, after = (jnp.mean(x.astype(jnp.float32), axis=(2, 3), keepdims=True) for x in (plain, scaled))
-    scaled = scaled * jnp.where(after == 0, 1.0, before / jnp.where(after == 0, 1.0, after))
+    scaled = scaled * jnp.where(after == 0, 1.0, before / after)
     same = jnp.all(weights == 1.0, axis=2, keepdims=True)
     return jnp.where(same, plain, scaled.astype(tokens.dtype)).reshape(tokens.shape)

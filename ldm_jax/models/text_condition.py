@@ -65,6 +65,10 @@ class TextConditioner(nn.Module):
         condition = jax.tree.map(jnp.zeros_like, condition) if self.untold == "zeros" else condition
         return condition if self.trained else jax.lax.stop_gradient(condition)
 
+    def example(self, count: int, image: tuple, latent: tuple) -> dict:
+        """The empty text, `count` times; image and latent: shapes that text does not need."""
+        return {name: jnp.tile(jnp.asarray(spec.empty(), jnp.int32), (count, 1, 1)) for name, spec in self.specs.items()}
+
     def check(self, fields: dict) -> None:
         """Checks ids and weights on the host.
 
@@ -130,6 +134,10 @@ class ClipText(TextConditioner):
     def tells(self) -> tuple[str, ...]:
         return ("tokens", "vector") if self.vector == "pooled" else ("tokens",)
 
+    @property
+    def vector_width(self) -> int:
+        return (self.projection or self.width) * (self.vector == "pooled")
+
     def encoders(self) -> dict[str, ClipTextEncoder]:
         """The encoders by the name of their parameters."""
         return {"encoder": ClipTextEncoder(self.specs["tokens"], self.dtype, parent=None)}
@@ -180,6 +188,10 @@ class TwoClipText(TextConditioner):
     @property
     def tells(self) -> tuple[str, ...]:
         return ("tokens", "vector")
+
+    @property
+    def vector_width(self) -> int:
+        return self.second.projection or self.second.width
 
     def encoders(self) -> dict[str, ClipTextEncoder]:
         """The encoders by the name of their parameters."""

@@ -54,11 +54,12 @@ class SpatialTransformer(nn.Module):
     dtype: str = "float32"
     identity: bool = False
     cross_only: bool = False
+    groups: int = 0
 
     @nn.compact
     def __call__(self, x, tokens, mask=None):
         width = x.shape[-1]
-        h = GroupNorm(1e-6, self.dtype, name="norm")(x).reshape(x.shape[0], -1, width)
+        h = GroupNorm(1e-6, self.dtype, self.groups, name="norm")(x).reshape(x.shape[0], -1, width)
         h = Dense(width, dtype=self.dtype, name="proj_in")(h)
         for k in range(self.depth):
             h = TransformerBlock(self.heads, self.dtype, self.identity, self.cross_only, name=f"block_{k}")(h, tokens, mask)

@@ -64,13 +64,13 @@ def test_a_number_that_half_precision_cannot_hold(tmp_path):
 
 @pytest.mark.parametrize("given, told", [
     ([("b", np.ones(2))], "never given: a"), ([("a", np.ones(2))], "not"), ([("a", np.ones(3)), ("a", np.ones(3))], "twice"),
-    ([("a", np.ones(3)), ("c", np.ones(3))], "twice"),
+    ([("a", np.ones(3)), ("c", np.ones(3))], "twice"), ([("a", np.ones(3, np.float32))], "not float64"),
 ])
 def test_arrays_that_are_not_those_announced(tmp_path, given, told):
     """Catches a file of zeros where an array was forgotten, and one that runs over its neighbour; nothing is left behind."""
     (tmp_path / "x").write_bytes(b"before")
     with pytest.raises(ValueError, match=told):
-        write_tensors(tmp_path / "x", Weights({"a": ((3,), np.float64), "b": ((2,), np.float64)}, given))
+        write_tensors(tmp_path / "x", Weights({"a": ((3,), np.dtype(float)), "b": ((2,), np.dtype(float))}, given))
     assert [path.name for path in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_bytes() == b"before"
 
 

@@ -32,7 +32,8 @@ def model(tmp_path):
     page(root / "unet/config.json", {"_class_name": "UNet2DConditionModel", "in_channels": 4})
     page(root / "text_encoder/config.json", {"architectures": ["CLIPTextModel"]})
     page(root / "scheduler/scheduler_config.json", {"beta_start": 0.1})
-    page(root / "tokenizer/tokenizer_config.json", {"model_max_length": 77})
+    page(root / "tokenizer/tokenizer_config.json", {"model_max_length": 77, "pad_token": "<|endoftext|>"})
+    page(root / "tokenizer/special_tokens_map.json", {"pad_token": {"content": "!"}})
     page(root / "safety_checker/config.json", {})
     save_file(UNET, root / "unet/diffusion_pytorch_model.safetensors")
     save_file(TEXT, root / "text_encoder/model.safetensors")
@@ -52,18 +53,21 @@ def shard(folder, parts, base="diffusion_pytorch_model"):
 
 
 def test_components_configs_and_tensors(model):
-    """Catches a component left out, a scheduler asked for weights, and what is not read left unsaid."""
+    """Catches a component left out, a scheduler asked for weights, a tokenizer's padding that its other file overrules (SD 2), and
+    what is not read left unsaid."""
     found = read_folder(model)
     assert set(found.components) == {"unet", "text_encoder", "scheduler", "tokenizer"} and is_folder(model) and is_folder(model / "unet")
     assert found.jsons["unet"]["in_channels"] == 4 and found.jsons["scheduler"] == {"beta_start": 0.1}
     assert found.jsons["model_index"] == INDEX and found.components["tokenizer"].folder == model / "tokenizer"
+    assert found.jsons["tokenizer"] == {"model_max_length": 77, "pad_token": {"content": "!"}}
     np.testing.assert_array_equal(found.components["unet"].tensors["conv_in.weight"], UNET["conv_in.weight"])
     assert list(found.components["text_encoder"].tensors) == ["text_model.embeddings.token_embedding.weight"]
     assert found.told == ("safety_checker is not read: it blackens images; samples are not checked",)
     assert list(read_folder(model, component="unet").components) == ["unet"]
     lone = read_folder(model / "unet")
     assert lone.index == {} and list(lone.components) == [""] and set(lone.components[""].tensors) == set(UNET)
-    assert not is_folder(model / "scheduler") and not is_folder(model / "none") and not is_folder(model / "unet/config.json")
+    assert not is_folder(model / "scheduler") and not is_folder(model / "safety_checker")
+    assert not is_folder(model / "none") and not is_folder(model / "unet/config.json")
 
 
 def test_a_variant_is_taken_where_it_is_asked_for_and_nowhere_else(model):
@@ -181,6 +185,36 @@ def test_a_spoilt_folder_is_refused_in_one_line(tmp_path, model, what):
     with pytest.raises(UserError, match=SPOILT[what]) as caught:
         read_folder(model)
     assert "\n" not in str(caught.value) and "model" in str(caught.value)
+
+
+@pytest.mark.parametrize("spoilt, told", [
+    (lambda data: data[:-1], "truncated"), (lambda data: b"", "is empty"),
+    (lambda data: data[:3] + b"\x7f" + data[4:], "header is said to be"),
+    (lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "git lfs pull"),
+    (lambda data: data.replace(b'"conv_in.bias"', b'"../../x.bias"'), "refused: a tensor is named"),
+])
+def test_a_spoilt_file_in_a_folder_is_refused_in_one_line(model, spoilt, told):
+    """Catches weights of a folder that come by another door than single files, without their checks."""
+    file = model / "unet/diffusion_pytorch_model.safetensors"
+    file.write_bytes(spoilt(file.read_bytes()))
+    with pytest.raises(UserError, match=told) as caught:
+        read_folder(model)
+    assert "diffusion_pytorch_model" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_hostile_pickle_in_a_folder_is_refused_by_name(model, tmp_path):
+    """Catches a `.bin` that is read by anything but the restricted reader."""
+    torch = pytest.importorskip("torch")
+
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "proof"),)
+
+    (model / "unet/diffusion_pytorch_model.safetensors").unlink()
+    torch.save({"conv_in.weight": torch.zeros(2), "x": Attack()}, model / "unet/diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="asks for posix.mkdir"):
+        read_folder(model)
+    assert not (tmp_path / "proof").exists()
 
 
 def test_what_is_not_there(tmp_path, model):

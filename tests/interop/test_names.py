@@ -27,8 +27,8 @@ def levels_of(*kinds, down="conv", blocks=2):
 
 
 def upscaler_levels():
-    level, last = LevelSpec(32, 2), LevelSpec(96, 2, "transformer", 4, down="none")
-    return level, LevelSpec(64, 2, "transformer", 4, cross_only=True), LevelSpec(64, 2, "transformer", 4, cross_only=True), last
+    return (LevelSpec(32, 1), LevelSpec(64, 1, "transformer", 4, cross_only=True), LevelSpec(64, 1, "transformer", 4, cross_only=True),
+            LevelSpec(96, 1, "transformer", 4, down="none"))
 
 
 # Small networks built as the published are: what the yaml says, ours, channels in, width of the tokens, of the vector.
@@ -38,19 +38,20 @@ UNETS = {
     "LSUN churches": (dict(channel_mult=(1, 2, 2), attention_resolutions=(1, 2), resblock_updown=True, use_scale_shift_norm=True),
                       UNet(levels_of((32, "plain", 8), (64, "plain", 8), (64,), down="residual"), 3, 128, MiddleSpec("plain", 8),
                            scale_shift=True), 3, 0, 0),
-    "inpainting": (dict(channel_mult=(1, 2), attention_resolutions=(2,), resblock_updown=True),
-                   UNet(levels_of((32,), (64, "plain", 8), down="residual"), 3, 128), 7, 0, 0),
+    "inpainting": (dict(channel_mult=(1, 2), attention_resolutions=(2,), resblock_updown=True, num_res_blocks=1),
+                   UNet(levels_of((32,), (64, "plain", 8), down="residual", blocks=1), 3, 128), 7, 0, 0),
     "semantic": (dict(channel_mult=(1, 4), attention_resolutions=(32, 16)),
                  UNet(levels_of((32,), (128,)), 3, 128, MiddleSpec("plain", 8)), 6, 0, 0),
-    "SD 1": (dict(channel_mult=(1, 2, 4, 4), attention_resolutions=(4, 2, 1), context_dim=24),
-             UNet(levels_of(*((width, "transformer", 8) for width in (32, 64, 128)), (128,)), 3, 128, MiddleSpec("transformer", 8)),
-             9, 24, 0),
+    "SD 1": (dict(channel_mult=(1, 2, 2), attention_resolutions=(2, 1), context_dim=24),
+             UNet(levels_of((32, "transformer", 8), (64, "transformer", 8), (64,)), 3, 128, MiddleSpec("transformer", 8)), 9, 24, 0),
     "SD 2": (dict(channel_mult=(1, 2), attention_resolutions=(1,), context_dim=40, use_linear=True),
              UNet(levels_of((32, "transformer", 2), (64,)), 3, 128, MiddleSpec("transformer", 4)), 4, 40, 0),
-    "SDXL": (dict(channel_mult=(1, 2, 4), attention_resolutions=(4, 2), context_dim=40, use_linear=True, transformer_depth=(0, 2, 3),
-                  adm_in_channels=28), UNet(levels_of((32,), (64, "transformer", 2, 2), (128, "transformer", 4, 3)), 3, 128), 4, 40, 28),
+    "SDXL": (dict(channel_mult=(1, 2, 4), attention_resolutions=(4, 2), context_dim=40, use_linear=True, transformer_depth=(0, 1, 2),
+                  num_res_blocks=1, adm_in_channels=28),
+             UNet(levels_of((32,), (64, "transformer", 2, 1), (128, "transformer", 4, 2), blocks=1), 3, 128), 4, 40, 28),
     "upscaler": (dict(channel_mult=(1, 2, 2, 3), attention_resolutions=(2, 4, 8), context_dim=40, use_linear=True,
-                      disable_self_attentions=(True, True, True, False)), UNet(upscaler_levels(), 3, 128, vector="added"), 7, 40, 0),
+                      num_res_blocks=1, disable_self_attentions=(True, True, True, False)),
+                 UNet(upscaler_levels(), 3, 128, vector="added"), 7, 40, 0),
 }
 
 
@@ -119,7 +120,8 @@ def test_the_two_forms_agree_with_diffusers_converter(name, unets):
     options = unet_options(grammar.unet(32, in_channels=4, out_channels=3, **UNETS[name][0]))
     compvis = dict(write(unet_places(network, "compvis", **options), ours))
     table = {LABEL_TABLE["compvis"]: rng.standard_normal((5, 128))} if network.vector == "added" else {}
-    config = {"layers_per_block": 2, "addition_embed_type": options["vector"] or None, "num_class_embeds": 5 if table else None}
+    config = {"layers_per_block": network.levels[0].blocks,
+              "addition_embed_type": options["vector"] or None, "num_class_embeds": 5 if table else None}
     theirs = single_file.convert_ldm_unet_checkpoint({f"model.diffusion_model.{k}": v for k, v in (compvis | table).items()}, config)
     np.testing.assert_array_equal(theirs.pop(LABEL_TABLE["diffusers"], 0), table.get(LABEL_TABLE["compvis"], 0))
     places = unet_places(network, "diffusers", **options)

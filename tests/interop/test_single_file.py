@@ -61,12 +61,14 @@ def test_a_bare_first_stage_and_its_average():
 
 
 def test_two_text_encoders_and_their_old_names():
-    """Catches embedders.1 taken for embedders.10 or the other one, and the flat names of CLIP left as they are."""
+    """Catches a part that takes what another one's longer prefix names, and the flat names of CLIP left as they are."""
     content = numbers("model.diffusion_model.a", "conditioner.embedders.0.transformer.encoder.layers.0.mlp.fc1.bias",
                       "conditioner.embedders.1.model.ln_final.bias", "conditioner.embedders.1.model.logit_scale")
     found = split(content, {"network": PREFIXES["network"], "one": "conditioner.embedders.0.", "two": "conditioner.embedders.1."})
     assert list(found.parts["one"]) == ["transformer.text_model.encoder.layers.0.mlp.fc1.bias"]
     assert list(found.parts["two"]) == ["model.ln_final.bias"]
+    rest = split(content, {"rest": "", "network": PREFIXES["network"]}).parts
+    assert list(rest["network"]) == ["a"] and len(rest["rest"]) == 2
 
 
 def test_a_first_stage_that_stands_twice():
