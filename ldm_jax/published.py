@@ -100,7 +100,7 @@ def open_published(path, kind: str = "", weights: str = "ema", variant: str = ""
     description, found = recognise(mapped.shapes(tensors), kind, str(path))
     places = {"network": found.network, "first_stage": found.first_stage}
     prefixes = {name: prefix for name, prefix in places.items() if prefix is not None}
-    encoders = [(prefix, form) for prefix, form in found.conditioner if form != "first_stage"]
+    encoders = [(prefix, form) for prefix, form in found.conditioner if form not in ("first_stage", "labels")]
     prefixes |= {f"encoder_{i}": prefix for i, (prefix, _) in enumerate(encoders)}
     taken = split(tensors, prefixes, weights, str(path))
     if taken.scale_factor is not None:
