@@ -105,7 +105,7 @@ def open_published(path, kind: str = "", weights: str = "ema", variant: str = ""
     taken = split(tensors, prefixes, weights, str(path))
     if taken.scale_factor is not None:
         description = dataclasses.replace(description, scale_factor=taken.scale_factor)
-    homes = tuple((f"encoder_{i}", "hf" if form == "hf_flat" else form) for i, (_, form) in enumerate(encoders))
+    homes = tuple((f"encoder_{i}", form) for i, (_, form) in enumerate(encoders))
     return Published(description, taken.parts, "compvis", {"proj": found.proj, "vector": found.vector}, homes, taken.weights, (),
                      taken.ignored, str(path))
 

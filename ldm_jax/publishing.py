@@ -136,6 +136,10 @@ def sayable(opened: Opened, weights: str) -> Sayable:
             scale, trees["first_stage"] = 1.0, units_folded(trees["first_stage"], units)
     if sections and sections["conditioner"]["name"] == "class" and sections["conditioner"]["into"] == "vector":
         sections, trees["model"] = _class_folded(sections, trees["model"])
+    wide, first_level = (sections["network"]["time_width"], sections["network"]["levels"][0]["width"]) if sections else (4, 1)
+    if wide != 4 * first_level:
+        raise UserError(f"config.network.time_width={wide}: other layouts have 4 times the first level's width, {4 * first_level}; a model "
+                        "trained with that can be written in them")
     facts = config["facts"]
     description = Description("", stage, sections, scale, facts["resolution"], facts["channels"], facts["classes"])
     return Sayable(description, {path: leaf.stored() if isinstance(leaf, published.Leaf) else leaf for path, leaf in paths(trees)})

@@ -194,7 +194,7 @@ def test_a_page_explains_a_checkpoint(run, first_run):
     """Catches a page that leaves out what somebody needs who has only the file."""
     page = describe.page(run)
     for told in ("diffusion, step 6", "images 32x32x1, 10 classes", "first stage: ../autoencoder, step 3, digest",
-                 "trained on 48 images of digits", "saved steps: 3, 6", "jax ", "config", "network.time_width = 16",
+                 "trained on 48 images of digits", "saved steps: 3, 6", "jax ", "config", "network.time_width = 32",
                  "schedule.name = scaled_linear", "network/conv_in/kernel", "Total:"):
         assert told in page, f"{told!r} is missing:\n{page}"
     page = describe.page(first_run)
