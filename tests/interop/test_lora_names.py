@@ -70,7 +70,7 @@ def file_of(modules, layout, alphas=True):
     made, tensors = {}, {}
     for component, layers in modules.items():
         for i, (layer, shape) in enumerate(layers.items()):
-            rank, ones = 2 + 2 * (i % 7 == 3), (1,) * (len(shape) - 2)
+            rank, ones = 2 + 2 * (i % 5 == 1), (1,) * (len(shape) - 2)
             down, up = draw(rank, *shape[1:], seed=i), draw(shape[0], rank, *ones, seed=i)
             alpha = 3.0 + i % 2 if alphas else float(rank)
             made[component, layer] = (down, up, alpha)
