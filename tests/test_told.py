@@ -188,10 +188,10 @@ def test_tokenizers_belong_to_the_model(make_model, sections, vocabulary, model,
 
 def test_a_small_image_is_noised_by_its_own_seed(make_model):
     """Mistakes: one noise for the batch, noise that depends on the place in it, a level that is not told."""
-    upscaler = make_model(dict(name="low_resolution", levels=10, width=16), **{"network.vector": "added"})
+    upscaler = make_model(dict(name="low_resolution", levels=10, width=32), **{"network.vector": "added"})
     small = IMAGES
     told = upscaler.condition(low_res=small, noise_level=[5], noise_seeds=[3, 4])
-    assert told.null is None and told.given.vector.shape == (2, 16)
+    assert told.null is None and told.given.vector.shape == (2, 32)
     alone = upscaler.condition(low_res=small[1:], noise_level=[5], noise_seeds=[4])
     np.testing.assert_allclose(alone.given.image, told.given.image[1:], atol=1e-6)
     same_image = upscaler.condition(low_res=small[:1], noise_level=[5], noise_seeds=[3, 4]).given.image
