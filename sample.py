@@ -7,7 +7,7 @@ from absl import flags
 
 from ldm_jax.cli import entry
 
-MODEL = flags.DEFINE_string("model", None, "A run folder, one step of it, or a bundle.", required=True)
+MODEL = flags.DEFINE_string("model", None, "A run, one step of it, a bundle, a folder of diffusers, or a CompVis file.", required=True)
 OUT = flags.DEFINE_string("out", "samples", "Where 000000.png ..., grid.png, samples.npz and samples.json are written.")
 NUMBER = flags.DEFINE_integer("num_samples", 16, "How many images; image i has seed --seed + i.")
 SEED = flags.DEFINE_integer("seed", 0, "The first image's seed, 0 to 2^32 - 1.")
@@ -22,12 +22,28 @@ THRESHOLD = flags.DEFINE_string("threshold", "", "none, clip, dynamic or a secti
 INIT = flags.DEFINE_string("init_image", "", "A picture to start from, with --strength or --mask.")
 MASK = flags.DEFINE_string("mask", "", "A picture: --init_image is made anew where it is white, and kept where it is black.")
 STRENGTH = flags.DEFINE_float("strength", None, "How much of the way is run from --init_image: above 0, up to 1.")
+LORA = flags.DEFINE_multi_string("lora", None, "A LoRA, PATH or PATH:SCALE: a run that trained one, or a file; may be repeated.")
+KIND = flags.DEFINE_string("kind", "", "Which published model a file is, where its tensors fit several, as sd2; see docs/published.md.")
+VARIANT = flags.DEFINE_string("variant", "", "Which weights of a folder of diffusers, as fp16; empty: the plain ones.")
 SIZE = flags.DEFINE_string("size", "", "WIDTHxHEIGHT of the images, as 512x768; empty: as trained.")
 TILE = flags.DEFINE_integer("tile", None, "Decode by overlapping tiles of this side in latents, for large images; 64 is usual.")
 DECODE_BATCH = flags.DEFINE_integer("decode_batch", None, "Images decoded at a time; 1 takes the least memory. All of a batch by default.")
 DTYPE = flags.DEFINE_string("dtype", "", "What to compute in: bfloat16 (half the memory) or float32; empty: the model's own.")
 REFINER = flags.DEFINE_string("refiner", "", "A second model for the last steps, as of SDXL; --handover says from where.")
 HANDOVER = flags.DEFINE_float("handover", None, "The share of the way that is done when the --refiner takes over; 0.8 by default.")
+PROMPT = flags.DEFINE_multi_string("prompt", [], "A text; repeat it for more, image i has text i modulo their number. (word:1.2) weighs.")
+NEGATIVE_PROMPT = flags.DEFINE_multi_string("negative_prompt", [], "Texts to steer away from, given as --prompt.")
+PROMPTS_FILE = flags.DEFINE_string("prompts_file", "", "A file with a prompt on each line, after those of --prompt.")
+LONG = flags.DEFINE_enum("long_prompts", "one", ["one", "many"], "A text beyond the encoder's window loses its end, or is read in many.")
+CLIP_SKIP = flags.DEFINE_integer("clip_skip", None, "Layers of the CLIP text encoder to leave out at its end, beside the model's own.")
+TOKENIZER = flags.DEFINE_string("tokenizer", "", "A folder with the vocabulary of the text encoder, or one of each, by commas.")
+DEPTH = flags.DEFINE_string("depth_image", "", "A depth picture of the images' size, near is bright, for a model that is told depth.")
+LOW_RES = flags.DEFINE_string("low_res", "", "A small picture to enlarge, for a model that does.")
+NOISE_LEVEL = flags.DEFINE_integer("noise_level", None, "How much --low_res is noised first; 20 is usual.")
+ORIGINAL = flags.DEFINE_string("original_size", "", "WIDTHxHEIGHT that the model is told the picture had; by default --size.")
+CROP = flags.DEFINE_string("crop", "", "LEFT,TOP where it is told that the picture was cropped; by default 0,0.")
+TARGET = flags.DEFINE_string("target_size", "", "WIDTHxHEIGHT that it is told of the crop; by default --size.")
+AESTHETIC = flags.DEFINE_float("aesthetic", None, "The rating that it is told; 6 by default.")
 WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or the raw weights.")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Images at a time; it does not change them.")
 ROUNDING = flags.DEFINE_enum("rounding", "round", ["round", "truncate"], "To uint8; truncate is what the LDM scripts do.")
@@ -36,20 +52,30 @@ PROCESSES = entry.process_flags()
 
 def main() -> None:
     from ldm_jax import output, pipeline, sizes, workdir
+    from ldm_jax.said import Said, parse_pair, read_prompts, with_last
 
+    prompts = tuple(PROMPT.value) + (read_prompts(PROMPTS_FILE.value) if PROMPTS_FILE.value else ())
+    numbers = {flag.name: parse_pair(flag.value, f"--{flag.name}") for flag in (ORIGINAL, CROP, TARGET)}
+    numbers |= {flag.name: flag.value for flag in (NOISE_LEVEL, AESTHETIC, CLIP_SKIP)}
+    said = Said(prompts, tuple(NEGATIVE_PROMPT.value), LONG.value, DEPTH.value, LOW_RES.value, numbers)
     named = {flag.name: output.parse_choice(flag.value, f"--{flag.name}") for flag in (SAMPLER, GRID, THRESHOLD)}
     sampling = named | {"steps": STEPS.value, "guidance": output.parse_guidance(GUIDANCE.value)}
     pictures = output.pictures_of(INIT.value, MASK.value, STRENGTH.value)
     request = output.Request(NUMBER.value, SEED.value, output.parse_labels(LABELS.value), BATCH.value, ROUNDING.value, sampling,
                              output.parse_labels(NEGATIVE.value, "--negative_labels"), pictures=pictures,
                              making={"size": sizes.parse_size(SIZE.value), "tile": TILE.value, "decode_batch": DECODE_BATCH.value,
-                                     "handover": HANDOVER.value})
+                                     "handover": HANDOVER.value}, said=said)
     workdir.initialise(*PROCESSES())
     loaded = {"weights": WEIGHTS.value, "dtype": DTYPE.value or None}
-    model = pipeline.load(MODEL.value, **loaded)
+    model = pipeline.load(MODEL.value, kind=KIND.value, variant=VARIANT.value, **loaded)
+    folders = TOKENIZER.value.split(",") if TOKENIZER.value else []
+    model = model.with_tokenizer(*folders) if folders else model
+    for path, scale in map(pipeline.parse_lora, LORA.value or ()):
+        model = model.with_lora(path, scale)
     for flag in (GUIDE, REFINER):
         if flag.value:
-            request = dataclasses.replace(request, **{flag.name: pipeline.load(flag.value, mesh=model.mesh, **loaded)})
+            other = with_last(pipeline.load(flag.value, mesh=model.mesh, **loaded), folders)
+            request = dataclasses.replace(request, **{flag.name: other})
     with entry.progress(request.number, "images") as progress:
         output.sample_to(model, request, OUT.value, progress)
 

@@ -35,7 +35,7 @@ def autoencoder() -> ConfigDict:
     config = base()
     config.task = "autoencoder"
     config.model = dict(name="convolutional", width=64, multipliers=(1, 2, 2), blocks=1, attention=(), middle_attention=True,
-                        latent_channels=4, dropout=0.0, dtype="float32", bottleneck=dict(name="kl"))
+                        latent_channels=4, dropout=0.0, dtype="float32", groups=-1, bottleneck=dict(name="kl"))
     config.loss = dict(pixel="l1", perceptual=0.0, perceptual_weights="", kl=1e-6, codebook=1.0)
     config.critic = dict(name="none")
     config.revival = dict(decay=0.99, threshold=0.0, every=50)
@@ -48,7 +48,7 @@ def ldm() -> ConfigDict:
     config = base()
     config.task = "diffusion"
     config.first_stage = ""  # a run, a step of it, or a bundle; "pixels" for none
-    config.network = dict(name="unet", time_width=256, dropout=0.0, scale_shift=True, vector="projected", dtype="float32",
+    config.network = dict(name="unet", time_width=256, dropout=0.0, scale_shift=True, vector="projected", dtype="float32", groups=-1,
                           levels=(dict(width=64, blocks=2, attention="none", heads=1, depth=1, down="conv"),
                                   dict(width=128, blocks=2, attention="plain", heads=4, depth=1, down="none")))
     config.conditioner = dict(name="class", width=64, drop=0.1, into="vector")
@@ -60,6 +60,7 @@ def ldm() -> ConfigDict:
     config.loss = dict(name="l2")
     config.log_variance = dict(name="none")
     config.offset_noise = 0.0  # 0: off
+    config.lora = dict(rank=0, alpha=1.0, targets="attention")  # above rank 0 the LoRA alone is trained, on the base that init_from names
     config.sampling = dict(sampler=dict(name="dpmpp_2m"), grid=dict(name="trailing"), steps=25, guidance=2.0,
                            threshold=dict(name="none"))
     return config
@@ -72,7 +73,7 @@ def classifier() -> ConfigDict:
     config.task = "classifier"
     config.first_stage = diffusion.first_stage
     config.network = dict(name="unet_encoder", time_width=256, pooling="attention", pool_heads=4, dropout=0.0, scale_shift=True,
-                          dtype="float32", levels=diffusion.network.levels)
+                          dtype="float32", groups=-1, levels=diffusion.network.levels)
     for section in ("schedule", "time_input", "times"):
         config[section] = diffusion[section]
     config.loss = dict(smoothing=0.0)

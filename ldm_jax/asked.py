@@ -9,6 +9,7 @@ import numpy as np
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.types import Condition
+from ldm_jax.diffusion.guidance import Guided
 from ldm_jax.diffusion.guiding import ByClassifier, FromGuide
 from ldm_jax.ops.images import to_uint8
 from ldm_jax.partners import check_guide, refined, refiner_told
@@ -23,7 +24,7 @@ class Asked:
     """The wishes beside the sampling section; all are for N images, one for each or one for all.
 
     Fields:
-      negative: a Condition in the null's place, to be steered away from.
+      negative: a Condition (or what `Model.condition` gives) in the null's place, to be steered away from.
       guide: a second Model of the same first stage and schedule: a weaker one of task "diffusion" for autoguidance, or one of
         task "classifier". A guidance that is a number is then its weight.
       guide_condition: what the guide is told: its own Condition (autoguidance), or the labels (classifier).
@@ -97,7 +98,7 @@ class Job:
         return np.where(anew[..., None], images, init)
 
 
-def prepare(model, condition: Condition | None, number: int, given: Mapping) -> Job:
+def prepare(model, condition: Condition | Guided | None, number: int, given: Mapping) -> Job:
     """Checks everything before anything is compiled.
 
     Args:
@@ -119,7 +120,7 @@ def prepare(model, condition: Condition | None, number: int, given: Mapping) -> 
     noise = None if asked.noise is None else np.asarray(asked.noise, np.float32)
     if noise is not None and noise.shape[1:] != shape:
         raise UserError(f"noise: expected [N, {', '.join(map(str, shape))}], got {list(noise.shape)}")
-    null = model.spread(_null(model, asked), number) if way.needs_null else None
+    null = model.spread(_null(model, condition, asked), number) if way.needs_null else None
     told = way.told(model.spread(condition, number), null, _guide_told(asked, way, number))
     inputs = Inputs(told, *(None if x is None else spread(x, number, what) for x, what in
                             ((clean, "init"), (keep, "mask"), (noise, "noise"))), refiner_told(asked, way, number), shape)
@@ -215,17 +216,23 @@ def keep_of(anew: np.ndarray, factor: int) -> np.ndarray:
     return 1 - blocks.any((2, 4)).astype(np.float32)[..., None]
 
 
-def _null(model, asked: Asked) -> Condition | None:
+def _null(model, condition, asked: Asked) -> Condition | None:
     """What guidance steps away from.
 
     Raises:
       UserError: the model never learned a null, and nothing else was given.
     """
     conditioner = model.experiment.conditioner
-    if asked.negative is None and not (conditioner.fields and conditioner.drop):
+    null = getattr(condition, "null", None) if asked.negative is None else asked.negative
+    if null is None and not (conditioner.fields and conditioner.drop):
         raise UserError("guidance: this model was trained without a condition that is dropped, so it knows no null to step away from; "
                         "set guidance=1")
-    return asked.negative
+    return null
+
+
+def given_of(condition):
+    """What is given, of a Condition or of a Guided."""
+    return condition.given if isinstance(condition, Guided) else condition
 
 
 def _guide_told(asked: Asked, way: Way, number: int):

@@ -24,8 +24,11 @@ from ldm_jax.diffusion.times import TIMES
 from ldm_jax.diffusion.weights import WEIGHTS, check_weight
 from ldm_jax.models.autoencoder import AUTOENCODERS
 from ldm_jax.models.bottleneck import BOTTLENECKS
+from ldm_jax.models.conditioners import conditioner
 from ldm_jax.models.first_stage import FirstStage
-from ldm_jax.models.unet import LevelSpec, UNet
+from ldm_jax.models.levels import LevelSpec, MiddleSpec
+from ldm_jax.models.lora import Lora
+from ldm_jax.models.unet import UNet
 from ldm_jax.models.units import unit_of
 from ldm_jax.train.autoencoder_stage import Loss
 from ldm_jax.train.loop import Plan
@@ -34,7 +37,8 @@ from ldm_jax.train.sharding import Layout
 from ldm_jax.train.steps import Descent
 
 NETWORKS = {"unet": UNet}
-LATER = {"log_variance": {"name": "none"}, "offset_noise": 0.0, "sampling": {"threshold": {"name": "none"}}}
+LATER = {"log_variance": {"name": "none"}, "offset_noise": 0.0, "sampling": {"threshold": {"name": "none"}},
+         "lora": {"rank": 0, "alpha": 1.0, "targets": "attention"}}
 """What models had whose config was saved before there was a choice."""
 
 
@@ -142,15 +146,42 @@ def first_stage_for(first: FirstStage | None, facts: Facts) -> FirstStage:
     return first
 
 
+def conditioner_of(config, facts: Facts, factor: int):
+    """factor: image pixels a latent, on a side."""
+    return conditioner(config["conditioner"], "config.conditioner", facts.classes, factor)
+
+
 def network_of(config, latent_channels: int):
     return leveled(NETWORKS, config, out_channels=latent_channels)
 
 
 def leveled(table, config, **given):
-    """A network whose section has levels."""
+    """A network whose section has levels and may have a middle."""
     section = dict(config["network"])
+    if section.get("middle") is not None:
+        section["middle"] = fill(MiddleSpec, section["middle"], "config.network.middle")
     levels = tuple(fill(LevelSpec, level, f"config.network.levels[{i}]") for i, level in enumerate(section.pop("levels", ())))
     return choose(table, section, "config.network", levels=levels, **given)
+
+
+def lora_of(config) -> Lora | None:
+    """What is trained in the place of the parameters; None is the parameters."""
+    lora = fill(Lora, config.get("lora", LATER["lora"]), "config.lora")
+    return lora if lora.rank else None
+
+
+def adapts(config) -> bool:
+    """Whether a config asks for a LoRA, be its section right or wrong."""
+    section = config.get("lora")
+    return isinstance(section, Mapping) and bool(section.get("rank"))
+
+
+def check_fields(conditioner, facts: Facts) -> None:
+    """Raises UserError if the conditioner reads what no training batch of this data has."""
+    given = ("image", "label") if facts.classes else ("image",)
+    missing = [name for name in conditioner.fields if name not in given]
+    if missing:
+        raise UserError(f"it reads {', '.join(missing)}, and batches of this data have {', '.join(given)} only")
 
 
 def check_network(network, conditioner, side: int) -> None:
@@ -160,15 +191,16 @@ def check_network(network, conditioner, side: int) -> None:
       UserError: levels that halve the side once too often, a condition that nothing reads, or one that is missing.
     """
     check_side(network, side)
-    into = getattr(conditioner, "into", "nothing")
-    if network.reads_tokens != (into == "tokens"):
-        mend = ("set config.conditioner.into=tokens, or another attention" if network.reads_tokens
-                else "give a level attention='transformer', or set config.conditioner.into=vector")
-        raise UserError(f"config.conditioner tells {into} and config.network.levels have "
+    tells, of_classes = conditioner.tells, hasattr(conditioner, "into")
+    if network.reads_tokens != ("tokens" in tells):
+        mend = (("set config.conditioner.into=tokens" if of_classes else "take a conditioner that gives tokens") + ", or another attention"
+                if network.reads_tokens else
+                "give a level attention='transformer'" + (", or set config.conditioner.into=vector" if of_classes else ""))
+        raise UserError(f"config.conditioner tells {' and '.join(tells) or 'nothing'} and config.network.levels have "
                         f"{'a transformer, which reads tokens' if network.reads_tokens else 'no transformer to read them'}: {mend}")
-    if into == "vector" and network.vector == "added" and conditioner.width != network.time_width:
-        raise UserError(f"config.conditioner.width={conditioner.width}: config.network.vector='added' adds it to the time embedding, "
-                        f"so it must be config.network.time_width={network.time_width}")
+    if "vector" in tells and network.vector == "added" and conditioner.vector_width != network.time_width:
+        raise UserError(f"config.conditioner tells a vector of width {conditioner.vector_width}: config.network.vector='added' adds it to "
+                        f"the time embedding, so it must be config.network.time_width={network.time_width}")
 
 
 def check_side(network, side: int) -> None:

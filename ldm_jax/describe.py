@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from ldm_jax import launch
+from ldm_jax import choices, launch
+from ldm_jax.adapted import RECORD
 from ldm_jax.config_tree import flat
 from ldm_jax.core.choose import takes
 from ldm_jax.core.errors import UserError
@@ -110,6 +111,9 @@ def page(path) -> str:
     if manifest.first_stage:
         first = manifest.first_stage
         lines.append(f"first stage: {first.path or 'inside'}, step {first.step}, digest {first.digest[:12]}")
+    if choices.adapts(manifest.config):
+        base = opened.store.record(manifest.step, RECORD)
+        lines.append(f"a LoRA of {base['path']}, step {base['step']}, digest {base['digest'][:12]}, {base['parameters']:,} parameters")
     if opened.found.kind == "step":
         progress = opened.store.record(manifest.step, "progress")
         data = opened.store.record(manifest.step, "data")["fingerprint"]["source"]

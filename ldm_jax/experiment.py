@@ -1,21 +1,26 @@
 """From a config to an experiment: every choice is made here, once, of plain dicts (see config_file.py)."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
+
+import jax
 
 from ldm_jax import choices, classifier_choices
 from ldm_jax.config_tree import Problems
 from ldm_jax.core.choose import choose, fill, fits, nearest
 from ldm_jax.core.errors import UserError
+from ldm_jax.core.keys import base_key
 from ldm_jax.diffusion.loss import Objective
-from ldm_jax.models.conditioners import CONDITIONERS
 from ldm_jax.models.first_stage import FirstStage
+from ldm_jax.models.lora import Lora
 from ldm_jax.train.autoencoder_stage import CRITICS, AutoencoderStage, Loss, Revival
 from ldm_jax.train.classifier_stage import ClassifierStage
 from ldm_jax.train.diffusion_stage import DiffusionStage
 from ldm_jax.train.loop import Plan
+from ldm_jax.train.lora_stage import LoraStage
 from ldm_jax.train.sharding import Layout
 from ldm_jax.train.steps import Descent
 
@@ -32,6 +37,7 @@ class Experiment:
     autoencoder: Any
     network: Any
     conditioner: Any
+    lora: Lora | None
     objective: Objective | None
     descent: Descent
     critic: Any
@@ -55,8 +61,14 @@ class Experiment:
             return AutoencoderStage(self.autoencoder, self.loss, self.critic, self.descent, self.revival).build()
         if self.task == "classifier":
             return ClassifierStage(self.objective, self.network, self.first_stage, self.latent_shape, self.descent).build()
-        return DiffusionStage(self.objective, self.network, self.conditioner, self.first_stage, self.latent_shape, self.descent,
-                              draw).build()
+        stage = DiffusionStage(self.objective, self.network, self.conditioner, self.first_stage, self.latent_shape, self.descent, draw)
+        return LoraStage(stage, self.lora).build() if self.lora else stage.build()
+
+
+@functools.lru_cache(maxsize=16)
+def parameter_shapes(experiment: Experiment):
+    """The shapes of what an experiment trains, as a tree; traced once for equal experiments."""
+    return jax.eval_shape(lambda key: experiment.stage().init(key).params, base_key(0))
 
 
 def build(config: Mapping, facts: choices.Facts, first: FirstStage | None = None) -> Experiment:
@@ -103,9 +115,10 @@ def build(config: Mapping, facts: choices.Facts, first: FirstStage | None = None
     if task == "diffusion":
         if "first_stage" in made:
             make("network", choices.network_of, config, made["autoencoder"].latent_channels)
-        make("conditioner", choose, CONDITIONERS, config["conditioner"], "config.conditioner", classes=facts.classes)
+        make("conditioner", choices.conditioner_of, config, facts, made["autoencoder"].factor if "autoencoder" in made else 1)
         if "network" in made and "conditioner" in made:
             make("fits", choices.check_network, made["network"], made["conditioner"], facts.resolution // made["autoencoder"].factor)
+        make("lora", choices.lora_of, config)
         parts = choices.objective_parts(config, problems)
         make("sampling", choices.sampling_of, config, parts.get("schedule"), parts.get("time_input"))
         with problems.noted():
@@ -121,8 +134,8 @@ SECTIONS = {
     "autoencoder": ("task", "seed", "data", "model", "loss", "critic", "revival", "latent_units", "optimizer", "learning_rate",
                     "clip_norm", "accumulate", "ema", "init_from", "run"),
     "diffusion": ("task", "seed", "data", "first_stage", "network", "conditioner", "schedule", "prediction", "time_input", "times",
-                  "weight", "loss", "log_variance", "offset_noise", "sampling", "optimizer", "learning_rate", "clip_norm", "accumulate",
-                  "ema", "init_from", "run"),
+                  "weight", "loss", "log_variance", "offset_noise", "lora", "sampling", "optimizer", "learning_rate", "clip_norm",
+                  "accumulate", "ema", "init_from", "run"),
     "classifier": ("task", "seed", "data", "first_stage", "network", "schedule", "time_input", "times", "loss", "optimizer",
                    "learning_rate", "clip_norm", "accumulate", "ema", "init_from", "run"),
 }

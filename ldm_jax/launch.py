@@ -9,25 +9,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
 from ldm_jax import choices, sampling
 from ldm_jax import experiment as ex
+from ldm_jax.adapted import RECORD, Base
 from ldm_jax.checkpoint.digests import write_atomically
 from ldm_jax.checkpoint.manifest import Manifest, relative_path
 from ldm_jax.checkpoint.store import Store
 from ldm_jax.config_tree import Problems, from_json
-from ldm_jax.core.choose import typed
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key, key_for
-from ldm_jax.core.trees import content_digest, count, map_with_path, paths
+from ldm_jax.core.trees import content_digest, count
 from ldm_jax.data.batches import check_fingerprint, fingerprint, in_order, stream
 from ldm_jax.diffusion.sample import image_keys
-from ldm_jax.loading import LoadedFirstStage, Opened, load_first_stage
+from ldm_jax.donor import initialised_from, load_base, open_donor
+from ldm_jax.loading import LoadedFirstStage, load_first_stage
 from ldm_jax.models.units import measure_units
 from ldm_jax.train import loop, sharding
+from ldm_jax.train.lora_stage import BASE
 from ldm_jax.train.report import Report, say
 from ldm_jax.train.state import State, abstract_state, born_sharded, from_items, to_items
 from ldm_jax.workdir import CONFIG, lost_hosts_told, open_workdir, passed_by_all, refuse_changes, same_everywhere
@@ -45,6 +46,7 @@ class Prepared:
     transforms: tuple
     first: LoadedFirstStage | None
     perceptual: Any
+    base: Base | None = None
 
     @functools.cached_property
     def fingerprint(self) -> dict:
@@ -55,14 +57,16 @@ class Prepared:
 
 
 def prepare(config: Mapping, fresh: bool = True) -> Prepared:
-    """Opens and checks everything before anything is compiled or written. A run that is not fresh needs no config.init_from any more.
+    """Opens and checks everything before anything is compiled or written.
+
+    A run that is not fresh needs no config.init_from any more, but for the base of a LoRA.
 
     Raises:
       UserError: all errors of the config, the data and the first stage, one line each.
     """
     ex.check_keys(config)
     problems = Problems()
-    source = held_out = first = mesh = perceptual = None
+    source = held_out = first = mesh = perceptual = donor = base = None
     with problems.noted():
         source, held_out = choices.open_source(config, "train"), choices.open_source(config, "test")
         choices.check_image(config, source)
@@ -75,9 +79,9 @@ def prepare(config: Mapping, fresh: bool = True) -> Prepared:
             if not config["first_stage"]:
                 raise UserError('it must name a first stage: a run of stage 1, a step of it, a bundle, or "pixels"')
             first = load_first_stage(config["first_stage"], sharding.make_mesh())
-    if config["init_from"] and fresh:
+    if config["init_from"] and (fresh or choices.adapts(config)):
         with problems.noted("config.init_from"):
-            open_donor(config)
+            donor = open_donor(config)
     if config["task"] == "autoencoder" and config["loss"].get("perceptual") and config["loss"].get("perceptual_weights"):
         from ldm_jax.models.perceptual import load_lpips
 
@@ -88,10 +92,16 @@ def prepare(config: Mapping, fresh: bool = True) -> Prepared:
     with problems.noted():
         experiment = ex.build(config, facts, first and first.stage)
     if experiment is not None and experiment.task == "diffusion":
+        with problems.noted("config.conditioner"):
+            choices.check_fields(experiment.conditioner, facts)
         with problems.noted("config.sampling"):  # again, for what only the network can tell
             sampling.way_of(sampling.parts_of(experiment), experiment.sampling)
     problems.check()
-    return Prepared(config, experiment, mesh, source, held_out, choices.transforms(config), first, perceptual)
+    if experiment.lora:
+        with problems.noted("config.init_from"):
+            base = load_base(donor, experiment, first, mesh)
+        problems.check()
+    return Prepared(config, experiment, mesh, source, held_out, choices.transforms(config), first, perceptual, base)
 
 
 def stage_of(job: Prepared):
@@ -103,8 +113,9 @@ def preview_samples(experiment: ex.Experiment, params, frozen, batch, key):
     """Samples with the batch's conditions; image i has seed i, as `sample.py --seed=0` would give it."""
     way = sampling.way_of(sampling.parts_of(experiment), experiment.sampling)
     number, of_conditioner = batch["image"].shape[0], {"params": params["conditioner"]}
-    told = way.told(experiment.conditioner.apply(of_conditioner, batch, None),
-                    experiment.conditioner.apply(of_conditioner, number, method="null"))
+    encode = functools.partial(experiment.first_stage.encode, frozen["first_stage"])
+    told = way.told(experiment.conditioner.apply(of_conditioner, batch, None, encode),
+                    experiment.conditioner.apply(of_conditioner, number, batch, encode, method="null"))
     latent = sampling.generate(experiment, way, params, sampling.Inputs(told), image_keys(range(number)))
     return experiment.first_stage.decode(frozen["first_stage"], latent)
 
@@ -114,6 +125,8 @@ def frozen_of(job: Prepared) -> dict:
     frozen = {}
     if job.experiment.task != "autoencoder":
         frozen["first_stage"] = job.first.params if job.first else {}
+    if job.base:
+        frozen[BASE] = job.base.params
     if job.perceptual:
         everywhere = sharding.replicated(job.mesh)
         frozen["perceptual"] = jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, everywhere, lambda i: x[i]), job.perceptual)
@@ -135,9 +148,11 @@ def train(config: Mapping, workdir: str) -> State:
         job = prepare(config, fresh=not (epath.Path(workdir) / "checkpoints").is_dir())
         if job.first:  # from here on the config names it as seen from the workdir, so that both may move together
             config = dict(config) | {"first_stage": relative_path(job.first.folder, workdir)}
-            job = dataclasses.replace(job, config=config)
+        if job.base:
+            config = dict(config) | {"init_from": relative_path(job.base.folder, workdir)}
+        job = dataclasses.replace(job, config=config)
         folder = open_workdir(workdir, config)
-    same_everywhere({"data": job.fingerprint, "first_stage": job.first and job.first.digest})
+    same_everywhere({"data": job.fingerprint, "first_stage": job.first and job.first.digest, "base": job.base and job.base.digest})
     run, experiment = config["run"], job.experiment
     stage, key = stage_of(job), base_key(experiment.seed)
     best = tuple(run["best"]) if run["best"][0] else None
@@ -200,6 +215,8 @@ class Saver:
                             parameter_count=count(state.params), step=step, first_stage=reference, latent_units=self.units(state))
         progress = {"step": step, "images": step * experiment.batch, "seconds": round(self.before + time.monotonic() - self.began, 1)}
         records = {"data": {"next": step, "fingerprint": job.fingerprint}, "progress": progress, "manifest": manifest.to_json()}
+        if job.base:
+            records[RECORD] = job.base.record(job.config["init_from"])
         self.store.save(step, to_items(state), records, metrics)
 
     def _drawn(self, params, image, number):
@@ -231,8 +248,8 @@ def open_state(job: Prepared, store: Store, stage, key) -> tuple[State, float]:
     step = store.newest_valid()
     if step is None:
         state = born_sharded(stage.init, key, job.mesh, layout)
-        if job.config["init_from"]:
-            state = initialised_from(job, state)
+        if job.config["init_from"] and not job.base:
+            state = initialised_from(job.config["init_from"], open_donor(job.config), state, job.mesh)
         return state, 0.0
     manifest = Manifest.from_json(store.record(step, "manifest"), f"the manifest of step {step}")
     config = from_json(manifest.config)
@@ -242,6 +259,8 @@ def open_state(job: Prepared, store: Store, stage, key) -> tuple[State, float]:
         raise UserError(f"the first stage {job.config['first_stage']} has changed since this run began: its digest is "
                         f"{job.first.digest[:12]}, and was {manifest.first_stage.digest[:12]}, or its latent units differ. Name the "
                         "old step of it, or start another workdir")
+    if job.base:
+        job.base.check(store.record(step, RECORD))
     data = store.record(step, "data")
     check_fingerprint(data["fingerprint"], job.fingerprint)
     abstract = to_items(abstract_state(stage.init, key, job.mesh, layout))
@@ -249,44 +268,3 @@ def open_state(job: Prepared, store: Store, stage, key) -> tuple[State, float]:
     say(f"resumed from step {step} of {store.directory.parent}")
     state = dataclasses.replace(state, bad=jax.device_put(state.bad, sharding.replicated(job.mesh)))
     return state, store.record(step, "progress")["seconds"]
-
-
-def open_donor(config: Mapping) -> Opened:
-    """The checkpoint that config.init_from names.
-
-    Raises:
-      UserError: it is of another task, or its network means another thing by its output or by its time.
-    """
-    opened = Opened(config["init_from"])
-    if opened.manifest.task != config["task"]:
-        raise UserError(f"{config['init_from']} is of task {opened.manifest.task}, this run of {config['task']}")
-    theirs = from_json(opened.manifest.config)
-    for name in ("prediction", "time_input"):
-        if name in theirs and theirs[name] != config[name]:
-            raise UserError(f"{config['init_from']} was trained with {name} {typed(theirs[name])}, and config.{name} is "
-                            f"{typed(config[name])}; to go on from it write --config.{name}='{typed(theirs[name])}'")
-    return opened
-
-
-def initialised_from(job: Prepared, state: State) -> State:
-    """The new state with the parameters of another model in it, of the same task.
-
-    Raises:
-      UserError: parameters there that this model has not, or of another shape.
-    """
-    source = job.config["init_from"]
-    opened = open_donor(job.config)
-    given, wanted = dict(paths(opened.everything("ema", job.mesh))), dict(paths(state.params))
-    wrong = [f"{path} {list(leaf.shape)}, here {list(wanted[path].shape) if path in wanted else 'absent'}" for path, leaf in given.items()
-             if path not in wanted or wanted[path].shape != leaf.shape]
-    if wrong:
-        raise UserError(f"config.init_from={source}: {len(wrong)} of its parameters do not fit: {'; '.join(wrong[:5])}")
-    new = sorted(wanted.keys() - given.keys())
-    say(f"parameters from {source}: {len(given)} arrays" + (f"; new: {', '.join(new)}" if new else "; none new"))
-
-    def placed(path, leaf):
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda i: np.asarray(given[path])[i]) if path in given else leaf
-
-    params = map_with_path(placed, state.params)
-    ema = None if state.ema is None else map_with_path(placed, state.ema)
-    return dataclasses.replace(state, params=params, ema=ema)

@@ -113,7 +113,8 @@ def _count(request: Likely, records: int) -> int:
 def _placed(batches: Iterator[Mapping], model: Model) -> Iterator[dict]:
     """Each batch on the devices, and its weights whole on the host."""
     for batch in batches:
-        placed = place({name: batch[name] for name in FIELDS if name in batch}, model.mesh)
+        read = FIELDS + getattr(model.experiment.conditioner, "fields", ())
+        placed = place({name: batch[name] for name in dict.fromkeys(read) if name in batch}, model.mesh)
         yield placed | {"weight": fetch(placed["weight"])}
 
 
@@ -186,7 +187,8 @@ def _inputs(first_stage, conditioner, params, first_params, batch, seed_key) -> 
     """(clean, condition, keys [B]) of a batch, as in training but with no condition dropped; record i's draws come from i alone."""
     keys = key_for(seed_key, "likelihood", example=batch["index"])
     clean = first_stage.encode(first_params, batch["image"], _named(keys, "posterior"))
-    return clean, conditioner.apply({"params": params["conditioner"]}, batch, None), keys
+    encode = functools.partial(first_stage.encode, first_params)
+    return clean, conditioner.apply({"params": params["conditioner"]}, batch, None, encode), keys
 
 
 def _named(keys: jax.Array, purpose: str) -> jax.Array:

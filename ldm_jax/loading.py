@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,30 +10,53 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from ldm_jax import choices
+from ldm_jax import choices, published
 from ldm_jax import experiment as ex
 from ldm_jax.checkpoint import manifest as manifests
-from ldm_jax.checkpoint.bundle import open_any, read_bundle
+from ldm_jax.checkpoint.bundle import Found, open_any, read_bundle
 from ldm_jax.checkpoint.items import compare
 from ldm_jax.checkpoint.manifest import Manifest
 from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
-from ldm_jax.core.keys import base_key
 from ldm_jax.core.trees import content_digest, paths
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.models.units import LatentUnits
 from ldm_jax.train.sharding import replicated
 
+TOKENIZERS = ("tokenizer", "tokenizer_2")  # folders of a bundle
 ITEMS = {"ema": "ema", "raw": "params"}  # weights -> the checkpoint's item
 
 
-class Opened:
-    """A checkpoint at a path, verified: its manifest, and its parameters by shape."""
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a published model is read; nothing for our own checkpoints. kind: of the zoo, where its tensors do not say; variant: of a
 
-    def __init__(self, path):
+    folder's weights, as "fp16".
+    """
+
+    kind: str = ""
+    variant: str = ""
+
+
+ITSELF = Reading()
+
+
+class Opened:
+    """A checkpoint at a path, verified: its manifest, and its parameters by shape. weights: which a file of others is read for."""
+
+    def __init__(self, path, reading: Reading = ITSELF, weights: str = "ema"):
+        self.tokenizers: tuple = ()
+        if published.is_published(path):
+            opened = published.open_published(path, reading.kind, weights, reading.variant)
+            self.trees, self.manifest = published.as_bundle(opened)
+            self.found, self.tokenizers = Found("bundle", str(path), None), opened.tokenizers
+            return
+        if reading != ITSELF:
+            raise UserError(f"kind={reading.kind!r}, variant={reading.variant!r}: {path} is of ldm_jax's own, which says what it is")
         self.found = open_any(path)
         if self.found.kind == "bundle":
             self.trees, self.manifest = read_bundle(self.found.folder)
+            self.tokenizers = tuple(folder for name in TOKENIZERS if (folder := pathlib.Path(self.found.folder) / name).is_dir())
         else:
             self.store = self.found.store
             self.manifest = Manifest.from_json(self.store.record(self.found.step, "manifest"), f"the manifest of {path}")
@@ -124,7 +148,7 @@ def _first_stage_parts(config: Mapping, units: Mapping) -> tuple[FirstStage, Any
     config = from_json(config)
     facts = choices.Facts(**config.pop("facts"))
     experiment = ex.build(config, facts)
-    abstract = jax.eval_shape(lambda key: experiment.stage().init(key).params, base_key(0))
+    abstract = ex.parameter_shapes(experiment)
     return FirstStage(experiment.autoencoder, LatentUnits.from_json(dict(units))), abstract
 
 

@@ -2,10 +2,8 @@
 
 import ast
 import dataclasses
-import hashlib
 import io
 import json
-import pathlib
 import re
 from collections.abc import Iterable, Mapping
 
@@ -13,13 +11,15 @@ import jax
 import numpy as np
 from etils import epath
 
-from ldm_jax.asked import by_guide, told_to_guide
+from ldm_jax.asked import by_guide
 from ldm_jax.checkpoint.digests import write_atomically
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import SEED_LIMIT, check_seed
 from ldm_jax.ops.images import make_grid, write_png
+from ldm_jax.pictures import Pictures
+from ldm_jax.pictures import pictures_of as pictures_of
 from ldm_jax.pipeline import Model
-from ldm_jax.sizes import Size
+from ldm_jax.said import Said, condition_beside, condition_of
 from ldm_jax.workdir import passed_by_all, refuse_remote
 
 PAGE = "samples.json"  # written last: a folder without it is not finished
@@ -33,6 +33,7 @@ class Request:
 
     negative: labels to be steered away from, given to the images as the labels are. guide: a second Model. pictures: an image to
     start from, see `Pictures`. making: size, tile, decode_batch and handover, as `Model.sample` takes them. refiner: a second Model.
+    said: prompts, pictures and numbers that the model is told.
     """
 
     number: int = 16
@@ -43,9 +44,10 @@ class Request:
     sampling: Mapping = dataclasses.field(default_factory=dict)
     negative: tuple[int, ...] = ()
     guide: Model | None = None
-    pictures: "Pictures | None" = None
+    pictures: Pictures | None = None
     making: Mapping = dataclasses.field(default_factory=dict)
     refiner: Model | None = None
+    said: Said | None = None
 
     def __post_init__(self):
         if self.number < 1 or self.batch_size < 1:
@@ -82,59 +84,21 @@ class Request:
         if self.negative and "label" not in model.experiment.conditioner.fields:
             raise UserError("--negative_labels: this model was trained without labels")
         if self.negative:
-            asked["negative"] = model.condition(self.negative_of_each)
+            asked["negative"] = condition_of(model, self, self.negative_of_each)
+        if self.said and self.said.negative_prompts and model.sampling(**self.sampling)["guidance"] == 1:
+            raise UserError("--negative_prompt: without classifier-free guidance nothing steps away from it; set --guidance above 1")
         if self.guide is not None and self.guide.experiment.task == "classifier" and not self.labels:
             raise UserError("--guide is a classifier, and guides to a class: say which, as --labels=0-9")
-        if self.guide is not None:
-            asked |= {"guide": self.guide, "guide_condition": told_to_guide(self.guide, self.label_of_each)}
-        if self.refiner is not None:
-            asked |= {"refiner": self.refiner, "refiner_condition": told_to_guide(self.refiner, self.label_of_each)}
+        for name, other in (("guide", self.guide), ("refiner", self.refiner)):
+            if other is not None:
+                told = condition_beside(other, self) if other.experiment.task == "diffusion" else self.label_of_each
+                asked |= {name: other, f"{name}_condition": told}
         return asked
 
     @property
     def made(self) -> dict:
         """What was said of `making`."""
         return {name: value for name, value in self.making.items() if value is not None}
-
-
-@dataclasses.dataclass(frozen=True)
-class Pictures:
-    """An image to start from, and where it is made anew: files of the size that the model makes.
-
-    strength: the share of the steps that is run; None for all, with a mask.
-    """
-
-    init: str
-    mask: str = ""
-    strength: float | None = None
-
-    def wishes(self, model: Model, size: Size | None = None) -> dict:
-        """init, mask (white, from 128 on, is made anew) and strength, as `Model.sample` takes them at this size."""
-        facts = model.experiment.facts
-        size = size or (facts.resolution, facts.resolution)
-        asked = {"init": read_picture(self.init, "--init_image", size, facts.channels)[None], "strength": self.strength}
-        return asked | ({"mask": read_picture(self.mask, "--mask", size, 1)[..., 0] >= 128} if self.mask else {})
-
-    @property
-    def told(self) -> dict:
-        """For samples.json: names without folders, and what the files hold."""
-        files = {"init_image": self.init} | ({"mask": self.mask} if self.mask else {})
-        found = {name: {"file": pathlib.Path(file).name, "sha256": hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()}
-                 for name, file in files.items()}
-        return found | {"strength": self.strength}
-
-
-def pictures_of(init: str, mask: str, strength: float | None) -> Pictures | None:
-    """What three flags say; None where they are empty.
-
-    Raises:
-      UserError: flags that do not go together.
-    """
-    if not init and (mask or strength is not None):
-        raise UserError(f"{'--mask' if mask else '--strength'} belongs to --init_image=FILE, the picture to start from")
-    if init and not mask and strength is None:
-        raise UserError("--init_image: give --strength too, above 0 and up to 1: how much of the way is run from it; or a --mask")
-    return Pictures(init, mask, strength) if init else None
 
 
 def parse_labels(text: str, where: str = "--labels") -> tuple[int, ...]:
@@ -182,27 +146,6 @@ def parse_guidance(text: str) -> float | dict | None:
                         "--guidance='{\"name\":\"classifier_free\",\"weight\":2.0,\"rescale\":0.7}'") from None
 
 
-def read_picture(path: str, where: str, size: Size, channels: int) -> np.ndarray:
-    """A picture file as uint8 [H, W, channels], size = (W, H); grey becomes colour, and colour grey.
-
-    Raises:
-      UserError: no file, no picture, or one of another size.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            image = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
-    except (OSError, ValueError) as error:
-        told = "no such file" if isinstance(error, FileNotFoundError) else "not a picture that can be read"
-        raise UserError(f"{where}={path}: {told}") from None
-    found = (image.shape[1], image.shape[0])
-    if found != tuple(size):
-        raise UserError(f"{where}={path}: it is {found[0]}x{found[1]}; this model makes images of {size[0]}x{size[1]}, and others by "
-                        "--size=WIDTHxHEIGHT")
-    return image.reshape(*image.shape[:2], channels)
-
-
 def sample_to(model: Model, request: Request, out: str, progress=None) -> np.ndarray:
     """Samples, writes 000000.png ..., grid.png, samples.npz and samples.json into `out`, and returns the images.
 
@@ -213,7 +156,7 @@ def sample_to(model: Model, request: Request, out: str, progress=None) -> np.nda
     """
     folder = _checked(out)
     sampling = model.sampling(**request.sampling)
-    told = model.condition(request.label_of_each) if request.labels and _reads_labels(model, request) else None
+    told = condition_of(model, request, request.label_of_each if _reads_labels(model, request) else None)
     batches = model.batches(told, seeds=request.seeds, batch_size=request.batch_size, progress=progress, rounding=request.rounding,
                             **request.wishes(model))
     try:
@@ -225,11 +168,13 @@ def sample_to(model: Model, request: Request, out: str, progress=None) -> np.nda
         if jax.process_index() == 0:
             page = sampling | request.made | {"weights": model.manifest.weights, "model_digest": model.digest,
                                               "dtype": model.experiment.network.dtype}
+            if model.loras:
+                page["loras"] = list(model.loras)
             if request.guide:
                 page["guidance"] = dict(by_guide(request.guide, sampling["guidance"]))
             for name, other in (("guide", request.guide), ("refiner", request.refiner)):
                 page |= {name: {"task": other.experiment.task, "step": other.manifest.step, "digest": other.digest}} if other else {}
-            _write_pages(folder, images, request, page | (request.pictures.told if request.pictures else {}))
+            _write_pages(folder, images, request, page | (request.pictures.page if request.pictures else {}))
     except OSError as error:
         raise UserError(f"--out={out} cannot be written: {error}") from None
     return images
@@ -281,7 +226,9 @@ def _write_pages(folder: epath.Path, images: np.ndarray, request: Request, told:
             enumerate(zip(request.seeds, request.label_of_each or [None] * len(images)))]
     for entry, label in zip(each, request.negative_of_each or ()):
         entry["negative"] = {"label": label}
-    page = {**told, "rounding": request.rounding, "images": each}
+    for i, entry in enumerate(each if request.said else ()):
+        request.said.note(i, entry)
+    page = {**told, **(request.said.page if request.said else {}), "rounding": request.rounding, "images": each}
     write_atomically(folder / PAGE, json.dumps(page, indent=1) + "\n")
     (folder / UNFINISHED).unlink()
 

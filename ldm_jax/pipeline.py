@@ -1,50 +1,41 @@
 """The Python API: `load` a trained model, then encode, decode and sample with it."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from ldm_jax import choices
 from ldm_jax import experiment as ex
-from ldm_jax.asked import ASKED, Job, prepare, spread
-from ldm_jax.checkpoint.bundle import write_bundle
+from ldm_jax.adapted import open_model, with_lora
+from ldm_jax.adapted import parse_lora as parse_lora
+from ldm_jax.asked import ASKED, Job, given_of, prepare, spread
 from ldm_jax.checkpoint.manifest import Manifest
 from ldm_jax.config_tree import from_json
 from ldm_jax.core.choose import nearest
 from ldm_jax.core.errors import UserError
-from ldm_jax.core.keys import base_key
 from ldm_jax.core.shapes import expect
 from ldm_jax.core.trees import content_digest, count
 from ldm_jax.core.types import Condition
+from ldm_jax.diffusion.guidance import Guided
 from ldm_jax.diffusion.inversion import inversion_table, start_inversion
 from ldm_jax.diffusion.sample import advance, image_keys
-from ldm_jax.loading import Opened, load_first_stage, trained_on
+from ldm_jax.loading import Reading, load_first_stage, trained_on
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.ops.images import from_uint8, to_uint8
 from ldm_jax.precision import check_dtype, in_dtype
 from ldm_jax.sampling import KEYS, generate, parts_of
 from ldm_jax.sampling import NetworkCall as NetworkCall
 from ldm_jax.tiles import PART, Share, decoded, encoded
+from ldm_jax.tokenized import open_tokenizers
+from ldm_jax.told import told
 from ldm_jax.train.loop import fetch
 from ldm_jax.train.sharding import batch_sharding, make_mesh
 
 WEIGHTS = ("ema", "raw")
-
-@functools.partial(jax.jit, static_argnums=0)
-def _conditions(conditioner, params, fields: Mapping[str, jax.Array]) -> Condition:
-    return conditioner.apply({"params": params}, fields, None)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _null(conditioner, params, count: int) -> Condition:
-    return conditioner.apply({"params": params}, count, method="null")
-
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -52,6 +43,7 @@ class Model:
 
     params: of the diffusion model {"network", "conditioner"}, of the classifier {"network"}, or of the autoencoder.
     first_params: of the first stage. digest: content digest of `params` and, beside them, of the first stage's.
+    tokenizers: one a text encoder, where it has any; see `with_tokenizer`. loras: what `with_lora` added, a record each.
     """
 
     experiment: ex.Experiment
@@ -61,6 +53,8 @@ class Model:
     manifest: Manifest = dataclasses.field(repr=False)
     digest: str
     mesh: Mesh = dataclasses.field(repr=False)
+    tokenizers: tuple = dataclasses.field(default=(), repr=False)
+    loras: tuple[dict, ...] = ()
 
     def describe(self) -> str:
         """One paragraph: task, sizes, latent, training record."""
@@ -72,26 +66,37 @@ class Model:
             lines.append(f"{facts.classes} classes")
         return "; ".join(lines)
 
-    def condition(self, labels: Sequence[int] | None = None) -> Condition:
-        """What samples are told. labels [N], checked against the model's classes; without any, the null (unconditional).
+    def condition(self, labels: Sequence[int] | None = None, **given) -> Guided:
+        """What samples are told, and what guidance steps away from.
+
+        What is dropped in training may be left out: the samples are then told nothing of it (unconditional). "negative_" before a
+        name (negative_prompts, negative_labels, ...) is told in the null's place.
+
+        Args (those that this model reads; each of N examples, or of one for all):
+          labels: classes. map: of classes, [N, H, W]. boxes_tokens, embeddings: as they are.
+          prompts: texts; (word:1.2) and [word] weigh. long_prompts: "one" window, where a text may lose its end, or "many".
+            clip_skip: how many layers earlier than the model has them the text encoder's states are taken.
+          image, mask: what is inpainted, images as in `encode`; mask [N, H, W], from 0.5 on made anew.
+          depth: [N, H, W], any unit, near is large. low_res: small images, of the latents' size; noise_level: whole numbers, how much
+            they are noised first, with noise_seeds (0, 1, ...).
+          original_size, crop, target_size: (width, height), (left, top) and (width, height); by default `size`, uncropped, and by
+            default of that the trained size. aesthetic: a rating (6; the null's is 2.5).
 
         Raises:
-          UserError: a label out of range, or labels for a model without classes.
+          UserError: what is out of range, missing, or not for this model, by its name.
         """
         self.need_diffusion("a condition")
-        conditioner = self.experiment.conditioner
-        if labels is None:
-            return self.null(1)
-        if "label" not in conditioner.fields:
-            raise UserError("labels: this model was trained without labels")
-        fields = {"label": np.asarray(labels)}
-        conditioner.check(fields)
-        return _conditions(conditioner, self.params["conditioner"], {"label": jnp.asarray(fields["label"], jnp.int32)})
+        return told(self, {"labels": labels} | given)
+
+    def with_tokenizer(self, *folders) -> "Model":
+        """The same model with its tokenizers, from local folders: one a text encoder, or one for all. Raises UserError: they do not fit."""
+        self.need_diffusion("a tokenizer")
+        return dataclasses.replace(self, tokenizers=open_tokenizers(self.experiment.conditioner, folders))
 
     def null(self, number: int) -> Condition:
-        """The condition of `number` samples that are told nothing."""
+        """The condition of `number` samples that are told nothing. Raises UserError: what this model must always be told."""
         self.need_diffusion("a condition")
-        return _null(self.experiment.conditioner, self.params["conditioner"], number)
+        return told(self, {}, number).given
 
     def sampling(self, **changes) -> dict:
         """The model's own way to sample, with what is not None changed: sampler, grid, threshold (a name or a section each), steps,
@@ -106,12 +111,12 @@ class Model:
                             'stands in its section, as sampler={"name": "ddim", "eta": 1.0}')
         return dict(self.experiment.sampling) | {name: value for name, value in changes.items() if value is not None}
 
-    def sample(self, condition: Condition | None = None, *, seeds: Sequence[int], batch_size: int = 16,
+    def sample(self, condition: Condition | Guided | None = None, *, seeds: Sequence[int], batch_size: int = 16,
                progress: Callable[[int], None] | None = None, rounding: str = "round", **asked) -> np.ndarray:
         """Images uint8 [N, H, W, C]; image i depends on seeds[i] and on its condition alone, not on its batch.
 
         Args:
-          condition: of N examples, or of one for all; None is the null.
+          condition: as of `condition`, of N examples, or of one for all; None is the null.
           seeds: N whole numbers from 0 to 2^32 - 1.
           batch_size: images at a time, over all devices.
           progress: called with the number of images done after each batch.
@@ -127,7 +132,7 @@ class Model:
         return np.concatenate(list(self.batches(condition, seeds=seeds, batch_size=batch_size, progress=progress, rounding=rounding,
                                                 **asked)))
 
-    def batches(self, condition: Condition | None = None, *, seeds: Sequence[int], batch_size: int = 16,
+    def batches(self, condition: Condition | Guided | None = None, *, seeds: Sequence[int], batch_size: int = 16,
                 progress: Callable[[int], None] | None = None, rounding: str = "round", **asked) -> Iterator[np.ndarray]:
         """The images of `sample`, a batch at a time: uint8 [<= batch_size, H, W, C], in the seeds' order. Checks at once, makes
 
@@ -152,7 +157,7 @@ class Model:
             if progress:
                 progress(high)
 
-    def invert(self, images: np.ndarray, condition: Condition | None = None, *, steps: int | None = None, grid=None) -> np.ndarray:
+    def invert(self, images: np.ndarray, condition: Condition | Guided | None = None, *, steps: int | None = None, grid=None) -> np.ndarray:
         """The noise [N, h, w, c] that a deterministic sampler would make these images of: `sample(..., noise=it, guidance=1)` gives
 
         them back, to the order of its steps. images as in `encode`; steps and grid as in `sampling`.
@@ -192,9 +197,9 @@ class Model:
         expect("latents", np.asarray(latents), "N h w c", c=self.experiment.latent_shape[2])
         return to_uint8(decoded(self.first_stage, self.first_params, np.asarray(latents, np.float32), Share(tile, batch_size)), rounding)
 
-    def spread(self, condition: Condition | None, number: int) -> Condition:
-        """The condition of `number` images on the host, from one for each, or one for all; None is the null."""
-        return spread(self.null(1) if condition is None else condition, number, "condition")
+    def spread(self, condition: Condition | Guided | None, number: int) -> Condition:
+        """What is given to `number` images, on the host, from one for each, or one for all; None is the null."""
+        return spread(given_of(self.null(1) if condition is None else condition), number, "condition")
 
     def _split(self, array) -> jax.Array:
         array = np.asarray(fetch(array) if isinstance(array, jax.Array) else array)
@@ -211,6 +216,16 @@ class Model:
         ways = self.mesh.devices.size
         return -(-max(number, 1) // ways) * ways
 
+    def with_lora(self, path, scale: float = 1.0) -> "Model":
+        """This model with `scale` times a LoRA added to its parameters: of a run that trained one, or a file of kohya's or diffusers'.
+
+        Several are added one after the other.
+
+        Raises:
+          UserError: no LoRA there, or one that does not fit this model: what differs is named.
+        """
+        return with_lora(self, path, scale)
+
     def need_diffusion(self, what: str) -> None:
         """Raises UserError unless the model can sample."""
         if self.experiment.task != "diffusion":
@@ -220,13 +235,14 @@ class Model:
             raise UserError(f"{what}: this is {kind} ({self.manifest.task}); it can encode and decode. {mend}")
 
 
-def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None = None) -> Model:
-    """A model from a run folder, one step of it, or a bundle; both stages, by the manifest.
+def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None = None, *, kind: str = "", variant: str = "") -> Model:
+    """A model from a run folder, one step of it, a bundle, a folder of diffusers, or a CompVis file; both stages, by the manifest.
 
     Args:
-      weights: "ema", the moving average where the run kept one, or "raw".
+      weights: "ema", the moving average where the run or the file kept one, or "raw".
       mesh: where to compute; by default all devices.
       dtype: what to compute in, "bfloat16" (kernels are then kept in it too, in half the memory) or "float32"; None is the model's own.
+      kind: of the zoo (docs/published.md), for a file whose tensors fit several; variant: of a folder's weights, as "fp16".
 
     Raises:
       UserError: nothing there, damaged, of another architecture, or with a first stage that has changed since.
@@ -235,7 +251,7 @@ def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None
         raise UserError(f"weights={weights!r}: expected one of {', '.join(WEIGHTS)}")
     check_dtype(dtype)
     mesh = make_mesh() if mesh is None else mesh
-    opened = Opened(path)
+    opened = open_model(path, Reading(kind, variant), weights)
     manifest = dataclasses.replace(opened.manifest, weights=opened.which(weights))
     config = from_json(manifest.config)
     facts = choices.Facts(**config.pop("facts"))
@@ -244,21 +260,9 @@ def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None
         return in_dtype(Model(ex.build(config, facts), first.stage, first.params, first.params, manifest, first.digest, mesh), dtype)
     first = trained_on(opened, mesh)
     experiment = ex.build(config, facts, first and first.stage)
-    abstract = jax.eval_shape(lambda key: experiment.stage().init(key).params, base_key(0))
+    abstract = ex.parameter_shapes(experiment)
     params = opened.params(weights, abstract, mesh)
     digest = content_digest({"model": jax.device_get(params)} | ({"first_stage": jax.device_get(first.params)} if first else {}))
-    return in_dtype(Model(experiment, experiment.first_stage, params, first.params if first else {}, manifest, digest, mesh), dtype)
+    model = in_dtype(Model(experiment, experiment.first_stage, params, first.params if first else {}, manifest, digest, mesh), dtype)
+    return model.with_tokenizer(*opened.tokenizers) if opened.tokenizers else model
 
-
-def export(path, out, weights: str = "ema") -> str:
-    """Writes a self-contained bundle of a model, with its first stage inside, and says what it wrote.
-
-    Raises:
-      UserError: as `load`; `out` exists and is not an empty folder.
-    """
-    model = load(path, weights)
-    named = {"model": model.params}
-    if model.manifest.first_stage is not None:
-        named["first_stage"] = model.first_params
-    manifest = write_bundle(out, named, model.manifest)
-    return f"{out}: {manifest.task} of step {manifest.step}, {manifest.weights} weights, digest {model.digest[:12]}"

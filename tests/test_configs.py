@@ -84,21 +84,30 @@ def shapes_of(variant: str):
 
     from ldm_jax import choices, config_file, experiment
     from ldm_jax.core.keys import base_key
+    from ldm_jax.interop.described import autoencoder_of
+    from ldm_jax.interop.zoo import ZOO
     from ldm_jax.models.first_stage import FirstStage
     from ldm_jax.models.units import unit_of
 
     config, first = config_file.load(str(ROOT / variant)), None
     experiment.check_keys(config)
+    channels = 1 if "demo" in variant and config["task"] != "autoencoder" else 3
     if config["task"] != "autoencoder" and config["first_stage"] != "pixels":
         own = config_file.load(str(ROOT / "configs/demo/autoencoder.py"))
-        module = choices.autoencoder_of(own, choices.Facts(1, own["data"]["resolution"], 10))
+        published = variant.partition(":")[2]
+        module = (autoencoder_of(ZOO[published]) if published in ZOO
+                  else choices.autoencoder_of(own, choices.Facts(1, own["data"]["resolution"], 10)))
         first = FirstStage(module, unit_of(module.latent_channels))
-    built = experiment.build(config, choices.Facts(1 if first else 3, config["data"]["resolution"], 10), first)
+    built = experiment.build(config, choices.Facts(channels if first else 3, config["data"]["resolution"], 10), first)
     hash(built)
     return jax.eval_shape(built.stage().init, base_key(0))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+QUICK = ("vq-f4-noattn", "bsr-sr")  # of the published ones, which differ in numbers only; the others are slow
+
+
+@pytest.mark.parametrize("variant", [pytest.param(v, marks=[pytest.mark.slow] * (":" in v and v.partition(":")[2] not in QUICK))
+                                     for v in VARIANTS])
 def test_a_config_builds(variant):
     """Catches a shipped config that was left behind by a renamed key or a changed default."""
     import jax
@@ -130,3 +139,27 @@ def test_a_dry_run_of_the_demo_is_quick_and_tells_what_would_be_trained(name, de
         assert told in done.stdout, f"{told} is not told:\n{done.stdout}"
     assert ("schedule of 1000 levels" in done.stdout and "latent [8, 8," in done.stdout) == (name != "autoencoder")
     assert seconds < 3 * DRY_RUN_S and not (tmp_path / "run").exists()
+
+
+def test_a_middle_in_the_words_of_a_config():
+    """Catches a middle taken as the dict it is written as, one that is overlooked, and a key of it that nothing reads."""
+    from ldm_jax.choices import network_of
+    from ldm_jax.core.errors import UserError
+    from ldm_jax.models.levels import MiddleSpec
+
+    section = dict(name="unet", time_width=16, levels=(dict(width=8, blocks=1, down="none"),))
+    made = network_of({"network": section | {"middle": dict(attention="transformer", heads=2)}}, 3)
+    assert made.middle == MiddleSpec("transformer", 2) and made.reads_tokens
+    assert network_of({"network": section}, 3).middle is None
+    with pytest.raises(UserError, match=r"config.network.middle.heds: .*it takes: heads"):
+        network_of({"network": section | {"middle": dict(heds=2)}}, 3)
+
+
+def test_an_unknown_kind_lists_the_known_ones():
+    """Catches a kind that fails with a traceback, or without the names to choose from; and a file without its argument."""
+    from ldm_jax import config_file
+    from ldm_jax.core.errors import UserError
+
+    for argument in ("configs/published.py:sd3", "configs/published.py"):
+        with pytest.raises(UserError, match="expected a kind after the colon, one of kl-f4, .*sdxl-refiner"):
+            config_file.load(str(ROOT / argument))

@@ -73,7 +73,7 @@ def test_image_to_image(model, told):
     way = way_of(parts_of(model.experiment), model.sampling(guidance=1.0, **FEW), strength=0.67)
     state = start(way.table, image_keys(SEEDS), model.experiment.latent_shape, model.encode(DIGITS))
     from ldm_jax.diffusion.sample import advance
-    wanted = advance(parts_of(model.experiment).denoise(), model.params, way.table, state, told).x
+    wanted = advance(parts_of(model.experiment).denoise(), model.params, way.table, state, told.given).x
     np.testing.assert_allclose(seen[-1].latents, wanted, atol=1e-4)
     assert apart(made, model.decode(seen[-1].latents)) <= 1
     alone = model.sample(model.condition(labels=[3]), seeds=SEEDS[2:], init=DIGITS[2:], strength=0.67, guidance=1.0, **FEW)

@@ -9,28 +9,27 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from ldm_jax.checkpoint import digests
 from ldm_jax.checkpoint.manifest import Manifest
 from ldm_jax.checkpoint.store import Store
+from ldm_jax.checkpoint.tensors_writer import Weights, write_tensors
 from ldm_jax.core import trees
 from ldm_jax.core.errors import UserError
 
 WEIGHTS = "model.safetensors"
 PAGE = "manifest.json"
 STEPS = "checkpoints"
-TYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32", "int16": "I16",
-         "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL"}
 
 
-def write_bundle(folder, named: Mapping[str, Any], manifest: Manifest) -> Manifest:
+def write_bundle(folder, named: Mapping[str, Any], manifest: Manifest, extra: Mapping[str, pathlib.Path] | None = None) -> Manifest:
     """Writes a self-contained model, whole or not at all; one array at a time is brought to the host.
 
     Args:
       folder: a local folder that is not there yet, or empty.
       named: {"model": tree, "first_stage": tree}: pytrees of arrays, whole on this process.
+      extra: folders to copy beside, by name: a model's tokenizers.
       manifest: its content digest is set to that of "model", its first stage's path to "" (it is inside).
 
     Returns:
@@ -51,7 +50,9 @@ def write_bundle(folder, named: Mapping[str, Any], manifest: Manifest) -> Manife
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        _write_weights(partial / WEIGHTS, leaves)
+        for name, source in (extra or {}).items():
+            shutil.copytree(source, partial / name)
+        write_tensors(partial / WEIGHTS, Weights.of(leaves), metadata={"format": "ldm_jax"})
         size, digest = digests.hash_file(partial / WEIGHTS)
         body = {"manifest": manifest.to_json(), "contents": contents, "weights": {"size": size, "sha256": digest}}
         digests.write_atomically(partial / PAGE, _page(body))
@@ -74,26 +75,6 @@ def _page(body: dict) -> str:
     """The one spelling of a manifest.json: its last key is the sha256 of the rest."""
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return json.dumps(body | {"sha256": digest}, indent=1) + "\n"
-
-
-def _write_weights(path, leaves: Mapping[str, Any]) -> None:
-    """The safetensors layout: u64 header size, JSON header, the arrays in little-endian row-major order, no gaps."""
-    header, offset = {}, 0
-    for name, leaf in leaves.items():
-        kind = np.dtype(leaf.dtype).name
-        if kind not in TYPES:
-            raise UserError(f"{name}: safetensors cannot hold {kind}")
-        end = offset + int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
-        header[name] = {"dtype": TYPES[kind], "shape": list(leaf.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header | {"__metadata__": {"format": "ldm_jax"}}).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for leaf in leaves.values():
-            file.write(np.ascontiguousarray(np.asarray(leaf)).tobytes())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read_manifest(folder) -> Manifest:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import math
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import ml_dtypes
 import numpy as np
@@ -16,14 +16,15 @@ NAME_LIMIT = 512
 
 @dataclasses.dataclass(frozen=True)
 class TensorFile:
-    """The tensors of a file by name, as read-only numpy arrays, and what else was in it, a line each.
+    """The tensors of a file by name, read-only numpy arrays made when they are asked for, and what else was in it, a line each.
 
     `ignored` names what was not a tensor ("epoch: int") and, for pickled files, the Python objects that were asked for
-    and not made ("blocked posix.system").
+    and not made ("blocked posix.system"). `metadata`: texts in the header of a safetensors file.
     """
 
-    tensors: dict[str, np.ndarray]
+    tensors: Mapping[str, np.ndarray]
     ignored: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def as_file(path) -> pathlib.Path:
@@ -63,11 +64,26 @@ def check_names(names: Iterable[str], path) -> None:
                             "characters, not absolute and without '..'")
 
 
-def check_finite(tensors: dict[str, np.ndarray], path) -> None:
+def check_finite(tensors: Mapping[str, np.ndarray], path) -> None:
     """Raises UserError naming the tensors that hold NaN or infinity (a flipped bit shows so one time in a few)."""
-    bad = [n for n, x in tensors.items() if x.dtype.kind not in "iub" and not np.isfinite(x.astype(np.float32)).all()]
+    bad = [n for n, x in tensors.items() if x.dtype.kind not in "iub" and not finite(x)]
     if bad:
         raise UserError(f"{path}: not finite: {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}; the file is damaged")
+
+
+def finite(array: np.ndarray) -> bool:
+    """Whether all numbers of an array are finite; the element types of ml_dtypes too."""
+    return bool(np.isfinite(array if array.dtype.kind == "f" else array.astype(np.float32)).all())
+
+
+def once(pairs: list) -> dict:
+    """For `json.loads(object_pairs_hook=once)`: a dict, or ValueError for a key that stands twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice[:80]!r} stands twice")
+    return found
 
 
 def elements(shape) -> int:

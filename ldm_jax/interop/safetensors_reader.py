@@ -11,7 +11,8 @@ import struct
 import numpy as np
 
 from ldm_jax.core.errors import UserError
-from ldm_jax.interop.checks import ELEMENTS, TensorFile, as_file, check_names, check_sha256, check_shape, elements
+from ldm_jax.interop.checks import ELEMENTS, TensorFile, as_file, check_names, check_sha256, check_shape, elements, once
+from ldm_jax.interop.mapped import MappedFile, Stored, Tensors
 
 HEADER_LIMIT = 100_000_000  # bytes, the library's own limit
 FIELDS = {"dtype", "shape", "data_offsets"}
@@ -32,11 +33,9 @@ def read_safetensors(path, *, sha256: str = "") -> TensorFile:
     entries = {name: _entry(path, name, entry) for name, entry in header.items() if name != "__metadata__"}
     check_names(entries, path)
     _check_cover(path, entries, size - start)
-    data = np.memmap(path, np.uint8, mode="r", offset=start) if size > start else np.zeros(0, np.uint8)
-    tensors = {}
-    for name, (kind, shape, begin, end) in entries.items():
-        tensors[name] = np.asarray(data[begin:end].view(kind)).reshape(shape)
-    return TensorFile(tensors)
+    file = MappedFile(path)
+    tensors = Tensors({name: Stored(file, start + begin, kind, shape) for name, (kind, shape, begin, _) in entries.items()})
+    return TensorFile(tensors, metadata=_metadata(path, header.get("__metadata__", {})))
 
 
 def _header(path, size: int) -> tuple[dict, int]:
@@ -49,7 +48,7 @@ def _header(path, size: int) -> tuple[dict, int]:
             raise UserError(f"{path}: its header is said to be {length} bytes, the file is {size}: truncated, or not safetensors")
         text = file.read(length)
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: bad safetensors header: {str(error)[:200]}") from None
     if not isinstance(header, dict):
@@ -57,12 +56,9 @@ def _header(path, size: int) -> tuple[dict, int]:
     return header, 8 + length
 
 
-def _once(pairs: list) -> dict:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands twice")
+def _metadata(path, found) -> dict[str, str]:
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise UserError(f"{path}: bad safetensors header: __metadata__ is no table of texts")
     return found
 
 

@@ -2,7 +2,9 @@
 
 A pickle is a program that names Python objects and calls them. `Restricted` is a `pickle.Unpickler` whose `find_class`
 hands out nothing real: the few names that tensors are made of give our own stand-ins, and every other name gives an
-inert class that takes any arguments, keeps nothing, does nothing, and is reported. There is no switch to load more.
+inert class that takes any arguments, keeps nothing, does nothing, and is reported. There is no switch to load more. A
+pickle that asks for what can act (`os.system`, `eval`: all of Python's own library but a few plain types) is refused, so
+that its user learns of it; the objects of a trainer, which many honest checkpoints hold, are not.
 This is the only module of the package that may import `pickle`.
 """
 
@@ -10,6 +12,8 @@ import dataclasses
 import io
 import pickle
 import pickletools
+import sys
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 
 import ml_dtypes
 import numpy as np
@@ -25,6 +29,19 @@ STORAGES = {
     "ShortStorage": np.dtype("<i2"), "CharStorage": np.dtype(np.int8), "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(bool),
 }
+
+# Of Python's own library, what honest checkpoints hold beside their tensors: hyperparameters, paths, bytes.
+PLAIN = {"_codecs.encode", "argparse.Namespace", "collections.Counter", "collections.OrderedDict", "collections.defaultdict",
+         "collections.deque", "copyreg._reconstructor", "datetime.date", "datetime.datetime", "datetime.timedelta", "datetime.timezone",
+         "decimal.Decimal", "functools.partial", "pathlib.Path", "pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib.PureWindowsPath",
+         "pathlib.WindowsPath", "types.SimpleNamespace", "uuid.UUID",
+         *("builtins." + name for name in ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list",
+                                           "object", "range", "set", "slice", "str", "tuple")),
+         *("typing." + name for name in ("Any", "Callable", "Dict", "List", "Optional", "Sequence", "Tuple", "Union"))}
+
+# Modules that act, wherever in a name they stand: torch.serialization.os.system is os.system.
+ACTING = {"builtins", "ctypes", "importlib", "marshal", "nt", "os", "pickle", "posix", "pty", "runpy", "shutil", "socket", "subprocess",
+          "sys"}
 
 
 class StandIn:
@@ -80,7 +97,12 @@ class Ordered(dict):
 
 
 class Inert:
-    """In the place of any object that is not a tensor: accepts whatever a pickle does to an object, and does nothing."""
+    """In the place of any object that is not a tensor: accepts whatever a pickle does to an object, and does nothing.
+
+    asked: the name that the pickle asked for.
+    """
+
+    asked = "?"
 
     def __new__(cls, *args, **kwargs):
         return object.__new__(cls)
@@ -144,8 +166,19 @@ class Restricted(pickle.Unpickler):
             return Call(tuple)
         if module == "torch._utils" or module == "torch.storage" or module == "torch" and name.endswith("Storage"):
             raise pickle.UnpicklingError(f"tensors of the kind {module}.{name} are not read; save them as plain dense tensors")
-        self.blocked[f"{module}.{name}"] = None
-        return type("Inert", (Inert,), {})
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))  # Python 2's, as __builtin__.eval
+        if (module, name) == ("builtins", "getattr"):  # Python 3.11 saves members of enums so
+            return Call(self.attribute)
+        return self.inert(f"{module}.{name}")
+
+    def inert(self, name: str) -> type:
+        """What the pickle gets for a name that is not given."""
+        self.blocked[name] = None
+        return type("Inert", (Inert,), {"asked": name})
+
+    def attribute(self, owner, name, *rest) -> type:
+        """What the pickle gets for `getattr`: nothing of the owner, and the name is as if it had been asked for in one."""
+        return self.inert(f"{str(getattr(owner, 'asked', '?'))}.{str(name)[:80]}")
 
     def persistent_load(self, pid):
         parts = pid if isinstance(pid, tuple) else ()
@@ -176,15 +209,29 @@ def load(data: bytes, path) -> Pickled:
     """The object of the pickle that `data` begins with.
 
     Raises:
-      UserError: damaged, larger than 64 MiB, or made to exhaust memory.
+      UserError: damaged, larger than 64 MiB, made to exhaust memory, or made to act: the message names what it asked for.
     """
     if len(data) > PICKLE_LIMIT:
         raise UserError(f"{path}: refused: its pickle is {len(data)} bytes, more than {PICKLE_LIMIT}: objects, not tensors")
     reader = Restricted(data[: measure(data, path)])
+    value, failed = None, ""
     try:
-        return Pickled(reader.load(), tuple(reader.blocked), reader.storages)
+        value = reader.load()
     except Exception as error:  # a hostile pickle can raise anything from inside the unpickler
-        raise UserError(f"{path}: refused: {type(error).__name__}: {str(error)[:200]}") from None
+        failed = f"{type(error).__name__}: {str(error)[:200]}"
+    acting = [name[:80] for name in reader.blocked if can_act(name)]
+    if acting:
+        raise UserError(f"{path}: refused: its pickle asks for {', '.join(acting[:5])}, which no checkpoint needs; nothing of it was "
+                        "run. Do not load it elsewhere; take the model from another place, as .safetensors")
+    if failed:
+        raise UserError(f"{path}: refused: {failed}")
+    return Pickled(value, tuple(reader.blocked), reader.storages)
+
+
+def can_act(name: str) -> bool:
+    """Whether a name that a pickle asks for is of Python's own library and more than a plain type, or leads into what acts."""
+    parts = name.split(".")
+    return name not in PLAIN and (parts[0] in sys.stdlib_module_names or not ACTING.isdisjoint(parts))
 
 
 def measure(data: bytes, path) -> int:

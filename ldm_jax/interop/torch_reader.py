@@ -3,16 +3,19 @@
 The published VGG16 and LPIPS weights are streams. The tar form before PyTorch 0.2 is refused.
 """
 
+import struct
 import zipfile
-
-import numpy as np
+import zlib
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.interop import torch_pickle
 from ldm_jax.interop.checks import TensorFile, as_file, check_names, check_sha256
+from ldm_jax.interop.mapped import MappedFile, Stored, Tensors
 from ldm_jax.interop.torch_pickle import PICKLE_LIMIT, Pickled, Storage, Tensor
 
 MEMBER_LIMIT = 200_000
+LOCAL = struct.Struct("<4sHHHHHIIIHH")  # a zip member's header before its name and extra field
+PIECE = 4 * 2**20  # bytes read at a time for a check sum
 STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py, MAGIC_NUMBER
 STREAM_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 STREAM_PROTOCOL = 1001
@@ -31,7 +34,7 @@ def read_torch_zip(path, *, sha256: str = "") -> TensorFile:
     if sha256:
         check_sha256(path, sha256)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             root, sizes = _members(archive, path)
             if root + "byteorder" in sizes and archive.read(root + "byteorder").strip() != b"little":
                 raise UserError(f"{path}: refused: its numbers are big-endian; save it again on a little-endian machine")
@@ -39,14 +42,14 @@ def read_torch_zip(path, *, sha256: str = "") -> TensorFile:
                 raise UserError(f"{path}: refused: its pickle is {sizes[root + 'data.pkl']} bytes, more than {PICKLE_LIMIT}")
             content = torch_pickle.load(archive.read(root + "data.pkl"), path)
 
-            def block(storage: Storage) -> bytes:
+            def start(storage: Storage) -> int:
                 member = f"{root}data/{storage.key}"
                 if sizes.get(member) != storage.count * storage.dtype.itemsize:
                     raise UserError(f"{path}: storage {storage.key[:40]!r} is {sizes.get(member, 'missing')}, "
                                     f"expected {storage.count * storage.dtype.itemsize} bytes: the file is damaged")
-                return archive.read(member)
+                return _start(file, archive.getinfo(member), archive.start_dir)
 
-            return _tensor_file(content, block, path)
+            return _tensor_file(content, start, path)
     except UserError:
         raise
     except Exception as error:  # zipfile raises half a dozen kinds on damaged files, UnicodeDecodeError and OverflowError among them
@@ -74,6 +77,38 @@ def _members(archive: zipfile.ZipFile, path) -> tuple[str, dict[str, int]]:
     return roots[0], sizes
 
 
+def _start(file, entry: zipfile.ZipInfo, end: int) -> int:
+    """Where in the file a stored member's bytes begin, by its local header, after their check sum is verified.
+
+    Args:
+      end: where the members end.
+
+    Raises:
+      zipfile.BadZipFile: another member stands there, or other bytes than were stored.
+    """
+    file.seek(entry.header_offset)
+    header = file.read(LOCAL.size)
+    if len(header) < LOCAL.size:
+        raise zipfile.BadZipFile("a member's header is cut off")
+    mark, _, flags, method, _, _, _, _, _, names, extra = LOCAL.unpack(header)
+    name = file.read(names).decode("utf-8" if flags & 0x800 else "cp437")
+    if mark != b"PK\3\4" or flags & 1 or method != zipfile.ZIP_STORED or name != entry.orig_filename:
+        raise zipfile.BadZipFile(f"member {entry.filename[:80]!r} is not where the directory says, or is encrypted")
+    start = entry.header_offset + LOCAL.size + names + extra
+    if start + entry.file_size > end:
+        raise zipfile.BadZipFile(f"member {entry.filename[:80]!r} runs beyond the end")
+    file.seek(start)
+    total, left = 0, entry.file_size
+    while left:
+        piece = file.read(min(left, PIECE))
+        if not piece:
+            raise zipfile.BadZipFile(f"member {entry.filename[:80]!r} is cut off")
+        total, left = zlib.crc32(piece, total), left - len(piece)
+    if total != entry.CRC:
+        raise zipfile.BadZipFile(f"Bad CRC-32 for file {entry.filename[:80]!r}")
+    return start
+
+
 def read_torch_stream(path, *, sha256: str = "") -> TensorFile:
     """Reads a `torch.save` file of the form before 1.6: pickles one after the other, then the storages' bytes.
 
@@ -97,11 +132,7 @@ def read_torch_stream(path, *, sha256: str = "") -> TensorFile:
         content = parts[3]
         places = _places(file, at, keys, content.storages, size, path)
 
-        def block(storage: Storage) -> bytes:
-            file.seek(places[storage.key])
-            return file.read(storage.count * storage.dtype.itemsize)
-
-        return _tensor_file(content, block, path)
+        return _tensor_file(content, lambda storage: places[storage.key], path)
 
 
 def _places(file, at: int, keys, storages: dict[str, Storage], size: int, path) -> dict[str, int]:
@@ -122,8 +153,8 @@ def _places(file, at: int, keys, storages: dict[str, Storage], size: int, path) 
     return places
 
 
-def _tensor_file(content: Pickled, block, path) -> TensorFile:
-    """The tensors of the object, or of its "state_dict", each storage read once."""
+def _tensor_file(content: Pickled, start, path) -> TensorFile:
+    """The tensors of the object, or of its "state_dict"; start(storage): where in the file its numbers begin, asked once each."""
     whole, blocked = content.value, content.blocked
     if not isinstance(whole, dict):
         raise UserError(f"{path}: expected a dict of tensors, found {'one tensor' if isinstance(whole, Tensor) else 'another object'}")
@@ -136,18 +167,24 @@ def _tensor_file(content: Pickled, block, path) -> TensorFile:
     check_names(views, path)
     if not views:
         raise UserError(f"{path}: no tensors in it" + (f"; it asked for {', '.join(blocked[:5])}" if blocked else ""))
-    blocks: dict[str, np.ndarray] = {}
-    tensors = {}
+    file, starts, tensors = MappedFile(path), {}, {}
     for name, view in views.items():
         storage = view.storage
-        if storage.key not in blocks:
-            blocks[storage.key] = np.frombuffer(block(storage), storage.dtype)
-        if len(blocks[storage.key]) != storage.count:
-            raise UserError(f"{path}: storage {storage.key[:40]!r} is truncated")
-        steps = tuple(step * storage.dtype.itemsize for step in view.stride)
-        start = blocks[storage.key][view.offset :]
-        tensors[name] = np.lib.stride_tricks.as_strided(start, view.size, steps, writeable=False)
-    return TensorFile(tensors, tuple(ignored))
+        if storage.key not in starts:
+            starts[storage.key] = start(storage)
+        at = starts[storage.key] + view.offset * storage.dtype.itemsize
+        tensors[name] = Stored(file, at, storage.dtype, tuple(view.size), None if _in_rows(view) else tuple(view.stride))
+    return TensorFile(Tensors(tensors), tuple(ignored))
+
+
+def _in_rows(view: Tensor) -> bool:
+    """Whether a view's numbers stand one after another, the last axis first."""
+    expected = 1
+    for n, step in zip(reversed(view.size), reversed(view.stride)):
+        if n != 1 and step != expected:
+            return False
+        expected *= n
+    return True
 
 
 def _kind(value) -> str:

@@ -15,6 +15,7 @@ from ldm_jax.core.types import struct
 from ldm_jax.models.bottleneck import Bottled
 from ldm_jax.models.decoder import Decoder
 from ldm_jax.models.encoder import Encoder, Trunk
+from ldm_jax.models.levels import shared_groups
 from ldm_jax.nn.layers import Dense
 from ldm_jax.ops.resample import expect_divisible
 
@@ -34,7 +35,8 @@ class Autoencoder(nn.Module):
     """Images [B, H, W, C] in [-1, 1] to raw latents [B, H/f, W/f, c] and back, f = 2^(len(multipliers) - 1).
 
     Fields: `attention` holds the resolutions, in pixels of an image of side `resolution`, at which blocks are followed by
-    attention; other image sizes keep attention at the same levels. `bottleneck` is one of BOTTLENECKS. Latents are raw:
+    attention; other image sizes keep attention at the same levels. `groups` is that of every GroupNorm (see
+    `levels.shared_groups`). `bottleneck` is one of BOTTLENECKS. Latents are raw:
     `models.units` brings them to unit variance.
 
     Raises:
@@ -52,6 +54,7 @@ class Autoencoder(nn.Module):
     middle_attention: bool = True
     dropout: float = 0.0
     dtype: str = "float32"
+    groups: int = 0
 
     def __post_init__(self):
         if self.channels < 1 or self.latent_channels < 1:
@@ -70,7 +73,9 @@ class Autoencoder(nn.Module):
             raise UserError(f"attention={self.attention}: no level has the resolution {unknown[0]}; "
                             f"the levels have {', '.join(map(str, sides))}")
         levels = tuple(side in self.attention for side in sides)
-        return Trunk(self.width, tuple(self.multipliers), self.blocks, levels, self.middle_attention, self.dropout, self.dtype)
+        groups = shared_groups(self.groups, [self.width * m for m in (1, *self.multipliers)])
+        return Trunk(self.width, tuple(self.multipliers), self.blocks, levels, self.middle_attention, self.dropout, self.dtype,
+                     groups)
 
     @property
     def factor(self) -> int:

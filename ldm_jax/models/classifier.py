@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.shapes import expect
-from ldm_jax.models.levels import BlockSpec, LevelSpec, MiddleSpec
+from ldm_jax.models.levels import BlockSpec, LevelSpec, MiddleSpec, shared_groups
 from ldm_jax.models.unet import Told, check_way_down, embedded, middle_of, way_down
 from ldm_jax.nn.attention import AttentionPool
 from ldm_jax.nn.layers import Dense, GroupNorm
@@ -33,6 +33,7 @@ class NoisyClassifier(nn.Module):
       dropout: rate in the residual blocks, in training.
       scale_shift: whether time scales and shifts the blocks' second norm, instead of being added before it.
       dtype: what the blocks compute in; the time embedding, norms, softmax and the logits are float32.
+      groups: of every GroupNorm, see UNet.
 
     Raises:
       UserError: specs that do not fit together.
@@ -47,6 +48,7 @@ class NoisyClassifier(nn.Module):
     dropout: float = 0.0
     scale_shift: bool = False
     dtype: str = "float32"
+    groups: int = 0
 
     def __post_init__(self):
         check_way_down(self.levels, self.middle, self.time_width, self.dropout, self.dtype)
@@ -76,10 +78,11 @@ class NoisyClassifier(nn.Module):
         batch = expect("noisy", noisy, "B h w c")["B"]
         expect("time", time, "B", B=batch)
         expect_divisible("noisy", noisy, self.factor)
-        spec = BlockSpec(self.dropout, self.scale_shift, self.dtype)
+        groups = shared_groups(self.groups, [level.width for level in self.levels])
+        spec = BlockSpec(self.dropout, self.scale_shift, self.dtype, groups=groups)
         told = Told(embedded(time, self.time_width), None, None)
         h, _ = way_down(noisy, self.levels, middle_of(self.levels, self.middle), spec, told, train)
-        h = nn.silu(GroupNorm(1e-5, self.dtype, name="norm_out")(h))
+        h = nn.silu(GroupNorm(1e-5, self.dtype, groups, name="norm_out")(h))
         if self.pooling == "attention":
             return AttentionPool(self.classes, self.pool_heads, self.dtype, name="pool")(h).astype(jnp.float32)
         return Dense(self.classes, zero=True, name="head")(jnp.mean(h.astype(jnp.float32), axis=(1, 2)))

@@ -24,9 +24,10 @@ class DecoderLevel(nn.Module):
     def __call__(self, h, train: bool):
         trunk = self.trunk
         for j in range(trunk.blocks + 1):
-            h = ResBlock(trunk.width * trunk.multipliers[self.level], trunk.dropout, trunk.dtype, name=f"block_{j}")(h, train)
+            width = trunk.width * trunk.multipliers[self.level]
+            h = ResBlock(width, trunk.dropout, trunk.dtype, trunk.groups, name=f"block_{j}")(h, train)
             if trunk.attention[self.level]:
-                h = SpatialAttention(trunk.dtype, name=f"attn_{j}")(h)
+                h = SpatialAttention(trunk.dtype, trunk.groups, name=f"attn_{j}")(h)
         return Upsample(trunk.dtype, name="upsample")(h) if self.level > 0 else h
 
 
@@ -41,7 +42,7 @@ class Decoder(nn.Module):
         self.conv_in = Conv(trunk.width * trunk.multipliers[-1], dtype=trunk.dtype)
         self.mid = Middle(trunk)
         self.up = [DecoderLevel(trunk, i) for i in range(len(trunk.multipliers))]
-        self.norm_out = GroupNorm(1e-6, trunk.dtype)
+        self.norm_out = GroupNorm(1e-6, trunk.dtype, trunk.groups)
         self.conv_out = Conv(self.out_channels, dtype=trunk.dtype)
 
     def features(self, latent, train: bool = False):

@@ -20,7 +20,7 @@ class Trunk:
     """What encoder and decoder share. Level i has width * multipliers[i] channels and 1 / 2^i of the image's side.
 
     blocks: residual blocks of an encoder level (the decoder has one more); attention: for each level, whether its
-    blocks are followed by attention; middle_attention: the same for the middle.
+    blocks are followed by attention; middle_attention: the same for the middle; groups: of every norm.
 
     Raises:
       UserError: a number below 1, or an unknown dtype.
@@ -33,6 +33,7 @@ class Trunk:
     middle_attention: bool = True
     dropout: float = 0.0
     dtype: str = "float32"
+    groups: int = 0
 
     def __post_init__(self):
         compute_dtype(self.dtype)
@@ -49,11 +50,11 @@ class Middle(nn.Module):
 
     @nn.compact
     def __call__(self, h, train: bool):
-        width, dropout, dtype = h.shape[-1], self.trunk.dropout, self.trunk.dtype
-        h = ResBlock(width, dropout, dtype, name="block_1")(h, train)
-        if self.trunk.middle_attention:
-            h = SpatialAttention(dtype, name="attn_1")(h)
-        return ResBlock(width, dropout, dtype, name="block_2")(h, train)
+        trunk, width = self.trunk, h.shape[-1]
+        h = ResBlock(width, trunk.dropout, trunk.dtype, trunk.groups, name="block_1")(h, train)
+        if trunk.middle_attention:
+            h = SpatialAttention(trunk.dtype, trunk.groups, name="attn_1")(h)
+        return ResBlock(width, trunk.dropout, trunk.dtype, trunk.groups, name="block_2")(h, train)
 
 
 class EncoderLevel(nn.Module):
@@ -66,9 +67,10 @@ class EncoderLevel(nn.Module):
     def __call__(self, h, train: bool):
         trunk = self.trunk
         for j in range(trunk.blocks):
-            h = ResBlock(trunk.width * trunk.multipliers[self.level], trunk.dropout, trunk.dtype, name=f"block_{j}")(h, train)
+            width = trunk.width * trunk.multipliers[self.level]
+            h = ResBlock(width, trunk.dropout, trunk.dtype, trunk.groups, name=f"block_{j}")(h, train)
             if trunk.attention[self.level]:
-                h = SpatialAttention(trunk.dtype, name=f"attn_{j}")(h)
+                h = SpatialAttention(trunk.dtype, trunk.groups, name=f"attn_{j}")(h)
         if self.level < len(trunk.multipliers) - 1:
             h = Downsample(FIRST_STAGE_PADDING, trunk.dtype, name="downsample")(h)
         return h
@@ -87,5 +89,5 @@ class Encoder(nn.Module):
         for i in range(len(trunk.multipliers)):
             h = EncoderLevel(trunk, i, name=f"down_{i}")(h, train)
         h = Middle(trunk, name="mid")(h, train)
-        h = nn.silu(GroupNorm(1e-6, trunk.dtype, name="norm_out")(h))
+        h = nn.silu(GroupNorm(1e-6, trunk.dtype, trunk.groups, name="norm_out")(h))
         return Conv(self.out_channels, dtype=trunk.dtype, name="conv_out")(h)

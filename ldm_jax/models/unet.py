@@ -13,7 +13,7 @@ from ldm_jax.core.choose import nearest
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.shapes import expect
 from ldm_jax.core.types import Condition, struct
-from ldm_jax.models.levels import BlockSpec, LevelSpec, MiddleSpec, check_attention, check_levels
+from ldm_jax.models.levels import BlockSpec, LevelSpec, MiddleSpec, check_attention, check_levels, shared_groups
 from ldm_jax.nn.attention import PlainAttention
 from ldm_jax.nn.layers import Conv, Dense, GroupNorm, compute_dtype
 from ldm_jax.nn.resample import UNET_PADDING, Downsample, Upsample
@@ -35,15 +35,16 @@ class Told:
 
 
 def _block(spec: BlockSpec, width: int, name: str, resample: str = "none") -> TimeResBlock:
-    return TimeResBlock(width, resample, spec.scale_shift, spec.dropout, spec.dtype, name=name)
+    return TimeResBlock(width, resample, spec.scale_shift, spec.dropout, spec.dtype, spec.groups, name=name)
 
 
-def _attend(h, told: Told, spec: LevelSpec | MiddleSpec, dtype: str, name: str, identity: bool):
+def _attend(h, told: Told, spec: LevelSpec | MiddleSpec, blocks: BlockSpec, name: str, identity: bool):
     """The attention that a spec names, made in the calling module; `identity`: see BlockSpec."""
     if spec.attention == "plain":
-        return PlainAttention(spec.heads, dtype, identity, name=name)(h)
+        return PlainAttention(spec.heads, blocks.dtype, identity, blocks.groups, name=name)(h)
     if spec.attention == "transformer":
-        return SpatialTransformer(spec.heads, spec.depth, dtype, identity, name=name)(h, told.tokens, told.mask)
+        return SpatialTransformer(spec.heads, spec.depth, blocks.dtype, identity, spec.cross_only, blocks.groups,
+                                  name=name)(h, told.tokens, told.mask)
     return h
 
 
@@ -64,7 +65,7 @@ class DownLevel(nn.Module):
         level, spec, kept = self.level, self.spec, []
         for j in range(level.blocks):
             h = _block(spec, level.width, f"block_{j}")(h, told.time, train)
-            h = _attend(h, told, level, spec.dtype, f"attention_{j}", self.name in spec.identity)
+            h = _attend(h, told, level, spec, f"attention_{j}", self.name in spec.identity)
             kept.append(h)
         if level.down == "conv":
             h = Downsample(UNET_PADDING, spec.dtype, name="downsample")(h)
@@ -85,7 +86,7 @@ class UpLevel(nn.Module):
         level, spec = self.level, self.spec
         for j, skip in enumerate(reversed(kept)):
             h = _block(spec, level.width, f"block_{j}")(jnp.concatenate([h, skip], axis=-1), told.time, train)
-            h = _attend(h, told, level, spec.dtype, f"attention_{j}", self.name in spec.identity)
+            h = _attend(h, told, level, spec, f"attention_{j}", self.name in spec.identity)
         if self.up == "conv":
             h = Upsample(spec.dtype, name="upsample")(h)
         elif self.up == "residual":
@@ -102,13 +103,13 @@ class Middle(nn.Module):
     @nn.compact
     def __call__(self, h, told: Told, train: bool):
         h = _block(self.spec, h.shape[-1], "block_1")(h, told.time, train)
-        h = _attend(h, told, self.middle, self.spec.dtype, "attention_1", self.name in self.spec.identity)
+        h = _attend(h, told, self.middle, self.spec, "attention_1", self.name in self.spec.identity)
         return _block(self.spec, h.shape[-1], "block_2")(h, told.time, train)
 
 
 def middle_of(levels: tuple[LevelSpec, ...], middle: MiddleSpec | None) -> MiddleSpec:
     """The middle's attention: as given, or as the last level's."""
-    return middle or MiddleSpec(levels[-1].attention, levels[-1].heads, levels[-1].depth)
+    return middle or MiddleSpec(levels[-1].attention, levels[-1].heads, levels[-1].depth, levels[-1].cross_only)
 
 
 def way_down(noisy, levels: tuple[LevelSpec, ...], middle: MiddleSpec, spec: BlockSpec, told: Told, train: bool):
@@ -146,6 +147,8 @@ class UNet(nn.Module):
       vector: how a condition's vector joins the time embedding: "projected" by linear, SiLU, linear, or "added" as it is
         (it then has time_width features).
       dtype: what the blocks compute in; the time embedding, norms, softmax and the output are float32.
+      groups: of every GroupNorm; -1 for one number that all widths share; 0 gives each width its own, which the layouts of
+        others cannot say.
 
     Raises:
       UserError: specs that do not fit together.
@@ -159,9 +162,11 @@ class UNet(nn.Module):
     scale_shift: bool = False
     vector: str = "projected"
     dtype: str = "float32"
+    groups: int = 0
 
     def __post_init__(self):
         check_way_down(self.levels, self.middle, self.time_width, self.dropout, self.dtype)
+        shared_groups(self.groups, [level.width for level in self.levels])
         if self.out_channels < 1:
             raise UserError(f"out_channels={self.out_channels}: expected at least 1")
         if self.vector not in VECTORS:
@@ -174,14 +179,22 @@ class UNet(nn.Module):
         return 2 ** (len(self.levels) - 1)
 
     @property
+    def norm_groups(self) -> int:
+        """GroupNorm's groups, as the blocks are told them."""
+        return shared_groups(self.groups, [level.width for level in self.levels])
+
+    @property
     def reads_tokens(self) -> bool:
         return any(spec.attention == "transformer" for spec in (*self.levels, middle_of(self.levels, self.middle)))
 
     @property
     def places(self) -> tuple[str, ...]:
         """The parts that have self-attention, by the names that `identity` takes."""
-        levels = [i for i, spec in enumerate(self.levels) if spec.attention != "none"]
-        middle = ("middle",) if middle_of(self.levels, self.middle).attention != "none" else ()
+        def attends_to_itself(spec):
+            return spec.attention != "none" and not spec.cross_only
+
+        levels = [i for i, spec in enumerate(self.levels) if attends_to_itself(spec)]
+        middle = ("middle",) if attends_to_itself(middle_of(self.levels, self.middle)) else ()
         return (*(f"down_{i}" for i in levels), *middle, *(f"up_{i}" for i in levels))
 
     @nn.compact
@@ -198,7 +211,7 @@ class UNet(nn.Module):
         self._check(noisy, time, condition)
         for place in set(identity) - set(self.places):
             raise UserError(f"identity={place!r}: this network has self-attention in {nearest(place, self.places) or 'no place'}")
-        spec = BlockSpec(self.dropout, self.scale_shift, self.dtype, tuple(identity))
+        spec = BlockSpec(self.dropout, self.scale_shift, self.dtype, tuple(identity), self.norm_groups)
         told = Told(self._time(time, condition.vector), condition.tokens, condition.token_mask)
         if condition.image is not None:
             noisy = jnp.concatenate([noisy, condition.image.astype(noisy.dtype)], axis=-1)
@@ -206,7 +219,7 @@ class UNet(nn.Module):
         for i, level in reversed(list(enumerate(self.levels))):
             kept, read = kept[:-level.blocks - 1], kept[-level.blocks - 1:]
             h = UpLevel(level, self.levels[i - 1].down if i else "none", spec, name=f"up_{i}")(h, read, told, train)
-        h = nn.silu(GroupNorm(1e-5, self.dtype, name="norm_out")(h))
+        h = nn.silu(GroupNorm(1e-5, self.dtype, self.norm_groups, name="norm_out")(h))
         return Conv(self.out_channels, zero=True, dtype=self.dtype, name="conv_out")(h).astype(jnp.float32)
 
     def _time(self, time, vector):

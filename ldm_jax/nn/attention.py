@@ -12,11 +12,12 @@ class SpatialAttention(nn.Module):
     """The first stage's self-attention, one head, with residual: [B, h, w, C] -> the same. Positions are row-major."""
 
     dtype: str = "float32"
+    groups: int = 0
 
     @nn.compact
     def __call__(self, x):
         width = x.shape[-1]
-        h = GroupNorm(1e-6, self.dtype, name="norm")(x).reshape(x.shape[0], -1, width)
+        h = GroupNorm(1e-6, self.dtype, self.groups, name="norm")(x).reshape(x.shape[0], -1, width)
         q, k, v = (split_heads(Dense(width, dtype=self.dtype, name=name)(h), 1) for name in ("q", "k", "v"))
         h = Dense(width, dtype=self.dtype, name="proj_out")(join_heads(attention(q, k, v)))
         return x + h.reshape(x.shape)
@@ -33,11 +34,12 @@ class PlainAttention(nn.Module):
     heads: int
     dtype: str = "float32"
     identity: bool = False
+    groups: int = 0
 
     @nn.compact
     def __call__(self, x):
         width = x.shape[-1]
-        h = GroupNorm(1e-5, self.dtype, name="norm")(x).reshape(x.shape[0], -1, width)
+        h = GroupNorm(1e-5, self.dtype, self.groups, name="norm")(x).reshape(x.shape[0], -1, width)
         qkv = jnp.split(Dense(3 * width, dtype=self.dtype, name="qkv")(h), 3, axis=-1)
         h = qkv[2] if self.identity else join_heads(attention(*(split_heads(part, self.heads) for part in qkv)))
         h = Dense(width, zero=True, dtype=self.dtype, name="proj_out")(h)

@@ -72,16 +72,20 @@ class Dense(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation in `ops.normalise.groups_for` groups, with scale and offset; `eps` is 1e-6 in first stages, 1e-5 in U-Nets."""
+    """Group normalisation with scale and offset; `eps` is 1e-6 in first stages, 1e-5 in U-Nets.
+
+    groups: their number, or 0 for what `ops.normalise.groups_for` gives the width.
+    """
 
     eps: float
     dtype: str = "float32"
+    groups: int = 0
 
     @nn.compact
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        normal = normalise.group_norm(x, normalise.groups_for(x.shape[-1]), self.eps)
+        normal = normalise.group_norm(x, self.groups or normalise.groups_for(x.shape[-1]), self.eps)
         return (normal * scale + bias).astype(compute_dtype(self.dtype))
 
 

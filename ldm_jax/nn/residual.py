@@ -18,12 +18,13 @@ class ResBlock(nn.Module):
     width: int
     dropout: float = 0.0
     dtype: str = "float32"
+    groups: int = 0
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        h = nn.silu(GroupNorm(1e-6, self.dtype, name="norm1")(x))
+        h = nn.silu(GroupNorm(1e-6, self.dtype, self.groups, name="norm1")(x))
         h = Conv(self.width, dtype=self.dtype, name="conv1")(h)
-        h = nn.silu(GroupNorm(1e-6, self.dtype, name="norm2")(h))
+        h = nn.silu(GroupNorm(1e-6, self.dtype, self.groups, name="norm2")(h))
         h = nn.Dropout(self.dropout)(h, deterministic=not train)
         h = Conv(self.width, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.width:
@@ -44,16 +45,17 @@ class TimeResBlock(nn.Module):
     scale_shift: bool = False
     dropout: float = 0.0
     dtype: str = "float32"
+    groups: int = 0
 
     @nn.compact
     def __call__(self, x, time, train: bool = False):
         """x [B, h, w, C], time [B, D] float32 -> [B, h', w', width]."""
         resample = RESAMPLINGS[self.resample]
-        h = resample(nn.silu(GroupNorm(1e-5, self.dtype, name="norm1")(x)))
+        h = resample(nn.silu(GroupNorm(1e-5, self.dtype, self.groups, name="norm1")(x)))
         h = Conv(self.width, dtype=self.dtype, name="conv1")(h)
         told = Dense(2 * self.width if self.scale_shift else self.width, name="time")(nn.silu(time))
         told = told.astype(h.dtype)[:, None, None, :]
-        norm = GroupNorm(1e-5, self.dtype, name="norm2")
+        norm = GroupNorm(1e-5, self.dtype, self.groups, name="norm2")
         if self.scale_shift:
             scale, shift = jnp.split(told, 2, axis=-1)
             h = norm(h) * (1 + scale) + shift

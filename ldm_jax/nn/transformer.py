@@ -23,17 +23,19 @@ class GatedFeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, attention to the condition's tokens, feed-forward; each after a LayerNorm (eps 1e-5), with residual.
 
-    identity: the self-attention's map is the identity, see TokenAttention.
+    identity: the self-attention's map is the identity, see TokenAttention. cross_only: the first attention, too, is to the tokens.
     """
 
     heads: int
     dtype: str = "float32"
     identity: bool = False
+    cross_only: bool = False
 
     @nn.compact
     def __call__(self, x, tokens, mask=None):
         normal = LayerNorm(dtype=self.dtype, name="norm1")(x)
-        x = x + TokenAttention(self.heads, self.dtype, self.identity, name="attn1")(normal, normal)
+        first = (tokens, mask) if self.cross_only else (normal,)
+        x = x + TokenAttention(self.heads, self.dtype, self.identity, name="attn1")(normal, *first)
         normal = LayerNorm(dtype=self.dtype, name="norm2")(x)
         x = x + TokenAttention(self.heads, self.dtype, name="attn2")(normal, tokens, mask)
         return x + GatedFeedForward(self.dtype, name="ff")(LayerNorm(dtype=self.dtype, name="norm3")(x))
@@ -44,20 +46,22 @@ class SpatialTransformer(nn.Module):
 
     tokens [B, T, D], mask bool [B, T] or None. The outer GroupNorm has eps 1e-6; `proj_out` starts at zero. `proj_in`
     and `proj_out` are linear maps of channels, which published files store as linear layers or as 1x1 convolutions.
-    identity: as in TransformerBlock.
+    identity, cross_only: as in TransformerBlock.
     """
 
     heads: int
     depth: int = 1
     dtype: str = "float32"
     identity: bool = False
+    cross_only: bool = False
+    groups: int = 0
 
     @nn.compact
     def __call__(self, x, tokens, mask=None):
         width = x.shape[-1]
-        h = GroupNorm(1e-6, self.dtype, name="norm")(x).reshape(x.shape[0], -1, width)
+        h = GroupNorm(1e-6, self.dtype, self.groups, name="norm")(x).reshape(x.shape[0], -1, width)
         h = Dense(width, dtype=self.dtype, name="proj_in")(h)
         for k in range(self.depth):
-            h = TransformerBlock(self.heads, self.dtype, self.identity, name=f"block_{k}")(h, tokens, mask)
+            h = TransformerBlock(self.heads, self.dtype, self.identity, self.cross_only, name=f"block_{k}")(h, tokens, mask)
         h = Dense(width, zero=True, dtype=self.dtype, name="proj_out")(h)
         return x + h.reshape(x.shape)

@@ -9,10 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ldm_jax.core.keys import key_for, normal_for, uniform_for
+from ldm_jax.core.trees import map_with_path
 from ldm_jax.diffusion.loss import Objective, denoising_loss, descended, draw
 from ldm_jax.diffusion.times import Stratified
+from ldm_jax.models.condition import dropped, first_condition, frozen_paths
 from ldm_jax.train.state import new_state
 from ldm_jax.train.steps import Descent, Stage, remembering, weighted_sum
 
@@ -36,25 +39,36 @@ class DiffusionStage:
     draw: Callable
 
     def build(self) -> Stage:
-        return Stage(self.init, remembering(self.loss, self.descent), self.evaluate, self.preview)
+        return Stage(self.init, remembering(self.loss, self._descent()), self.evaluate, self.preview)
+
+    def _descent(self) -> Descent:
+        """The descent, without those parts of the conditioner that are not trained: they have no gradient, and no decay and no state of
+        the optimizer either."""
+        frozen = frozen_paths(self.conditioner)
+        if not frozen:
+            return self.descent
+        trained = optax.masked(self.descent.transform, lambda params: map_with_path(lambda path, _: not path.startswith(frozen), params))
+        return self.descent._replace(transform=trained)
 
     def init(self, key: jax.Array):
         memory = self.objective.times.start(self.objective.schedule)
-        return new_state(self.init_params(key), self.descent.transform, self.descent.average, {"times": memory} if memory else {})
+        return new_state(self.init_params(key), self._descent().transform, self.descent.average, {"times": memory} if memory else {})
 
     def init_params(self, key: jax.Array) -> dict:
-        condition, variables = self.conditioner.init_with_output(key_for(key, "conditioner"), 1, method="null")
+        module = self.first_stage.module
+        side = self.latent_shape[0] * module.factor
+        condition, told = first_condition(self.conditioner, (side, side, module.channels), self.latent_shape, key_for(key, "conditioner"))
         noisy = jnp.zeros((1, *self.latent_shape))
         network = self.network.init(key_for(key, "network"), noisy, jnp.zeros((1,)), condition)["params"]
         scale = self.objective.log_variance.init(self.objective.schedule)
-        return {"network": network, "conditioner": variables.get("params", {})} | ({"log_variance": scale} if scale else {})
+        return {"network": network, "conditioner": told} | ({"log_variance": scale} if scale else {})
 
     def loss(self, params, extra, frozen, batch, key, step):
         """What is descended [], a mean over the batch, with its parts, and what the times remember after it."""
         rows = jnp.arange(batch["image"].shape[0])
         latent = self.latent(frozen, batch, key_for(key, "posterior", step=step, example=rows))
-        drop = uniform_for(key_for(key, "drop", step=step, example=rows)) < self.conditioner.drop
-        condition = self.conditioner.apply({"params": params["conditioner"]}, batch, drop)
+        drop = dropped(self.conditioner, uniform_for(key_for(key, "drop", step=step, example=rows)))
+        condition = self.condition(params, frozen, batch, drop)
         memory = extra.get("times")
         times, noise = draw(self.objective, key_for(key, "corruption", step=step), rows, latent.shape[1:], memory)
         network = self.network_for(key_for(key, "dropout", step=step))
@@ -67,6 +81,13 @@ class DiffusionStage:
     def latent(self, frozen, batch, keys) -> jax.Array:
         """Unit-variance latents [B, h, w, c]; no gradient reaches the first stage."""
         return jax.lax.stop_gradient(self.first_stage.encode(frozen["first_stage"], batch["image"], keys))
+
+    def condition(self, params, frozen, batch, drop):
+        """The batch's Condition; a first stage that it needs is not trained by it."""
+        def encode(image):
+            return jax.lax.stop_gradient(self.first_stage.encode(frozen["first_stage"], image))
+
+        return self.conditioner.apply({"params": params["conditioner"]}, batch, drop, encode)
 
     def network_for(self, dropout_key=None) -> Callable:
         """The U-Net as the diffusion side calls it; dropout only with a key."""
@@ -84,7 +105,7 @@ class DiffusionStage:
         """
         rows = batch["index"]
         latent = self.latent(frozen, batch, None)
-        condition = self.conditioner.apply({"params": params["conditioner"]}, batch, None)
+        condition = self.condition(params, frozen, batch, None)
         bins = rows % TIME_BINS
         times = Stratified(TIME_BINS)(key_for(key, "held_out_time", example=rows), rows, self.objective.schedule)
         noise = normal_for(key_for(key, "held_out_noise", example=rows), latent.shape[1:])

@@ -30,6 +30,18 @@ def test_dropped_examples_get_the_null_and_no_other(into):
     assert rows.tolist() == [False] * 4 + [True]
 
 
+def test_without_dropping_there_is_no_null():
+    """Mistake: a row that no gradient ever reached, taken for a null; or a table that no published one fits."""
+    always = ClassConditioner(classes=4, width=6, drop=0.0)
+    params = always.init(jax.random.key(0), FIELDS)
+    assert params["params"]["embedding"].shape == (4, 6)
+    told = always.apply(params, FIELDS, np.array([True] * 3)).vector
+    assert np.array_equal(told, params["params"]["embedding"][FIELDS["label"]])
+    assert np.array_equal(always.apply(params, 3, FIELDS, method="null").vector, told)
+    with pytest.raises(UserError, match="label: this model is always told it"):
+        always.apply(params, 3, method="null")
+
+
 def test_labels_are_checked_on_the_host():
     """Mistake: a label out of range, which an indexing would clamp to another class."""
     conditioner = ClassConditioner(classes=4, width=6)

@@ -7,6 +7,7 @@ import pytest
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.types import Condition
+from ldm_jax.models.levels import shared_groups
 from ldm_jax.models.unet import LevelSpec, MiddleSpec, UNet
 from tests.nn.parity import agree, random_like, shapes_of
 
@@ -108,6 +109,8 @@ def test_specs_that_do_not_fit_are_named():
         LevelSpec(30, 1, "plain", 4)
     with pytest.raises(UserError, match="none, plain, transformer"):
         LevelSpec(32, 1, "linear")
+    with pytest.raises(UserError, match="level cross_only=True: only attention='transformer' attends to tokens, and it is 'plain'"):
+        LevelSpec(32, 1, "plain", cross_only=True)
     with pytest.raises(UserError, match="conv, residual, none"):
         LevelSpec(32, 1, down="pool")
     with pytest.raises(UserError, match="level 0: down='none'"):
@@ -118,3 +121,11 @@ def test_specs_that_do_not_fit_are_named():
         UNet(LEVELS, 2, 32, middle=MiddleSpec("plain", 3))
     with pytest.raises(UserError, match="multiple of 8"):
         UNet(LEVELS, 2, 20)
+
+
+def test_groups_that_a_network_shares():
+    """Mistake: a number that is right for one width and leaves one channel a group, or none whole, in another."""
+    assert [shared_groups(-1, widths) for widths in ([48, 96], [16, 32, 64], [128, 160], [192, 960], [8, 12])] == [8, 4, 32, 32, 2]
+    assert shared_groups(0, [5]) == 0 and shared_groups(8, [16, 40]) == 8
+    with pytest.raises(UserError, match="groups=32: a norm of width 48 cannot have them; .* or one of 1, 2, 4, 8, 16$"):
+        shared_groups(32, [96, 48])

@@ -30,14 +30,6 @@ def to_torch(x):
     return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2) if x.ndim == 4 else x))
 
 
-def weight(theirs) -> np.ndarray:
-    """A torch weight in our layout: convolutions OIHW -> HWIO, linear layers and 1x1 convolutions -> [I, O]."""
-    w = theirs.detach().numpy()
-    if w.ndim == 4:
-        return w[:, :, 0, 0].T if w.shape[2:] == (1, 1) else w.transpose(2, 3, 1, 0)
-    return w.T if w.ndim == 2 else w
-
-
 def randomise(module, seed: int):
     """Every parameter of a torch module off its start, norms' scales and zeros too, so that none can be mixed up unseen."""
     import torch
@@ -48,25 +40,6 @@ def randomise(module, seed: int):
             spread = 0.1 if parameter.ndim == 1 else 0.7 / np.sqrt(parameter[0].numel())
             parameter += spread * torch.randn(parameter.shape, generator=generator)
     return module.eval()
-
-
-def filled(shapes, state: dict, rename) -> dict:
-    """Our tree `shapes` with torch's numbers: rename(path) gives the names whose weights are joined on the last axis.
-
-    Strict: every torch parameter is used, and shapes agree.
-    """
-    used = set()
-
-    def one(path, shape):
-        names = rename(path)
-        used.update(names)
-        value = np.concatenate([weight(state[name]) for name in names], axis=-1)
-        assert value.shape == shape.shape, f"{path} {shape.shape}: {names} {value.shape}"
-        return value
-
-    tree = map_with_path(one, shapes)
-    assert used == set(state), f"torch parameters without a place: {sorted(set(state) - used)[:5]}"
-    return tree
 
 
 def random_like(shapes, seed: int):

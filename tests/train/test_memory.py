@@ -20,6 +20,8 @@ FACTS = choices.Facts(channels=1, resolution=32, classes=10)
     ({"time_input": {"name": "log_snr"}, "schedule": {"name": "flow"}}, "config.time_input: this schedule ends in pure noise"),
     ({"prediction": {"name": "edm"}, "schedule": {"name": "cosine", "zero_terminal": True}}, "config.prediction: this schedule ends in"),
     ({"weight": {"name": "elbo", "gamma": 5.0}}, "config.weight.gamma: 'elbo' does not take gamma"),
+    ({"lora.rank": -1}, "config.lora: rank=-1, alpha=1.0: expected a rank of 0 (off) or above"),
+    ({"lora.rank": 2, "lora.targets": "atention"}, "config.lora: targets='atention': expected one of attention"),
     ({"offset_noise": -0.1}, "config.offset_noise=-0.1: expected a number of 0"),
 ])
 def test_what_cannot_work_is_one_line(make_ldm_config, changes, told):
@@ -32,7 +34,7 @@ def test_what_cannot_work_is_one_line(make_ldm_config, changes, told):
 def test_a_model_saved_before_there_was_a_choice_still_opens(make_ldm_config):
     """Catches a KeyError for the manifests of older runs, and a training config without the keys that passes in silence."""
     config = make_ldm_config("pixels")
-    old = {key: value for key, value in config.items() if key not in ("log_variance", "offset_noise")}
-    assert ex.build(old, FACTS).objective == ex.build(config, FACTS).objective
-    with pytest.raises(UserError, match="needs log_variance, offset_noise"):
+    old = {key: value for key, value in config.items() if key not in ("log_variance", "offset_noise", "lora")}
+    assert ex.build(old, FACTS).objective == ex.build(config, FACTS).objective and ex.build(old, FACTS).lora is None
+    with pytest.raises(UserError, match="needs log_variance, offset_noise, lora"):
         ex.check_keys(old)

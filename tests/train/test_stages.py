@@ -8,6 +8,7 @@ from ldm_jax import choices
 from ldm_jax import experiment as ex
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key
+from ldm_jax.core.trees import paths
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.models.units import unit_of
 
@@ -126,6 +127,48 @@ def test_the_first_stage_is_frozen_and_held_out_losses_pair(make_autoencoder_con
     np.testing.assert_allclose(sum(h["loss"][0] for h in halves), once["loss"][0], rtol=1e-5)
     for i in range(10):
         np.testing.assert_allclose(sum(h[f"time_{i}"][1] for h in halves), once[f"time_{i}"][1])
+
+
+TEXT = dict(name="clip_text", width=8, layers=1, heads=2, vocabulary=9, length=4, bos=7, eos=8, pad=0, final_norm=False)
+
+
+@pytest.fixture(scope="module")
+def told(make_ldm_config, small):
+    """(stage, frozen trees, batch, experiment) of a conditioner of three parts, of which the first is frozen."""
+    parts = (TEXT, dict(name="inpainting"), dict(name="semantic_map", classes=3, halvings=0, channels=2))
+    levels = (dict(width=8, blocks=1, attention="transformer", heads=2, depth=1, down="none"),)
+    config = make_ldm_config("pixels", **{"data.resolution": 8, "network.levels": levels, "optimizer.decay": "all",
+                                          "conditioner": {"name": "several", "parts": parts}})
+    batch = {"image": small["image"], "mask": np.ones((8, 8, 8), np.float32), "map": np.ones((8, 8, 8), np.int32),
+             "tokens": np.int32([[[7, i, 8, 0]] for i in range(8)])}
+    return *diffusion(config, small), batch, ex.build(config, choices.Facts(1, 8, 10))
+
+
+def test_a_stage_with_several_conditions(told):
+    """Mistakes: a text encoder with a state of the optimizer though it is frozen, a part without one, fields or a first stage that do not
+    reach a part; a run that begins with data that has no such fields."""
+    stage, frozen, batch, experiment = told
+    state = jax.eval_shape(stage.init, KEY)
+    places = [path for path, _ in paths(state.optimizer)]
+    assert any("parts_2" in path for path in places) and not any("parts_0" in path for path in places)
+    assert {path.split("/")[0] for path, _ in paths(state.params["conditioner"])} == {"parts_0", "parts_2"}
+    after, metrics = jax.eval_shape(stage.step, state, frozen, batch, KEY)
+    assert jax.tree.structure(after) == jax.tree.structure(state) and metrics["loss"].shape == ()
+    with pytest.raises(UserError, match="it reads tokens, mask, map, and batches .* have image, label only"):
+        choices.check_fields(experiment.conditioner, FACTS)
+
+
+@pytest.mark.slow
+def test_a_frozen_part_stays(told):
+    """Mistake: weight decay of parameters without a gradient; a part beside them that does not learn."""
+    stage, frozen, batch, _ = told
+    state, step = jax.jit(stage.init)(KEY), jax.jit(stage.step)
+    moved = state
+    for _ in range(3):  # the network's last layer begins at zero
+        moved, _ = step(moved, frozen, batch, KEY)
+    before, after = (dict(paths(tree.params["conditioner"])) for tree in (state, moved))
+    changed = {path for path in before if np.abs(before[path] - after[path]).max() > 0}
+    assert changed == {path for path in before if path.startswith("parts_2")} and not bool(moved.bad)
 
 
 def test_a_perceptual_weight_needs_its_file(make_autoencoder_config):

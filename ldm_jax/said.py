@@ -1,0 +1,127 @@
+"""What the flags of `sample.py` say to a model beside labels: prompts, pictures and numbers, as `Model.condition` takes them."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+from ldm_jax.core.errors import UserError
+from ldm_jax.diffusion.guidance import Guided
+from ldm_jax.pictures import any_picture, named
+from ldm_jax.tokenized import specs_of
+from ldm_jax.told import reads
+from ldm_jax.workdir import passed_by_all
+
+LARGEST = 16 * 2**20  # bytes of a file of prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """Texts are given to the images as labels are: image i has prompt i mod their number. What is None or empty is not said.
+
+    depth, low_res: picture files. numbers: noise_level, original_size, crop, target_size, aesthetic and clip_skip, by name.
+    """
+
+    prompts: tuple[str, ...] = ()
+    negative_prompts: tuple[str, ...] = ()
+    long_prompts: str = "one"
+    depth: str = ""
+    low_res: str = ""
+    numbers: Mapping = dataclasses.field(default_factory=dict)
+
+    def given(self, request) -> dict:
+        """The keyword arguments of `Model.condition` for the images of a request.
+
+        Raises:
+          UserError: files that are no pictures.
+        """
+        given = {name: request.of_each(texts) for name, texts in
+                 (("prompts", self.prompts), ("negative_prompts", self.negative_prompts)) if texts}
+        if given and self.long_prompts != "one":
+            given["long_prompts"] = self.long_prompts
+        if self.depth:
+            given["depth"] = any_picture(self.depth, "--depth_image", "F")[None]
+        if self.low_res:
+            given["low_res"] = any_picture(self.low_res, "--low_res", "RGB")[None]
+            if self.numbers.get("noise_level") is not None:
+                given["noise_seeds"] = request.seeds
+        return given | {name: [value] if name == "noise_level" else value for name, value in self.numbers.items() if value is not None}
+
+    def note(self, i: int, entry: dict) -> None:
+        """Adds the texts of image i to its entry in samples.json."""
+        for name, texts in (("condition", self.prompts), ("negative", self.negative_prompts)):
+            if texts:
+                entry[name] = entry.get(name, {}) | {"prompt": texts[i % len(texts)]}
+
+    @property
+    def page(self) -> dict:
+        """For samples.json: what all images were told."""
+        numbers = {name: value for name, value in self.numbers.items() if value is not None}
+        return named({"depth_image": self.depth, "low_res": self.low_res}) | numbers | (
+            {"long_prompts": self.long_prompts} if self.prompts or self.negative_prompts else {})
+
+
+def condition_of(model, request, labels: Sequence[int] | None) -> Guided | None:
+    """What a model is told by an `output.Request` with these labels, one an image; None for nothing.
+
+    Raises:
+      UserError: what is missing, or not for this model.
+    """
+    model.need_diffusion("samples")
+    given = _all(model, request, labels)
+    return model.condition(**given) if given else None
+
+
+def with_last(model, folders: Sequence[str]):
+    """A guide or a refiner with the last of the tokenizers, where it reads text and brought none of its own."""
+    reads_text = model.experiment.task == "diffusion" and specs_of(model.experiment.conditioner)
+    return model.with_tokenizer(folders[-1]) if folders and reads_text and not model.tokenizers else model
+
+
+def condition_beside(model, request) -> Guided | None:
+    """What a guide or a refiner is told by it: as much as this one reads."""
+    names = {name for main, beside in reads(model.experiment.conditioner).items() for name in (main, *beside)}
+    given = _all(model, request, request.label_of_each)
+    given = {name: value for name, value in given.items() if name in names or name.removeprefix("negative_") in names}
+    return model.condition(**given)
+
+
+def _all(model, request, labels) -> dict:
+    fields, size = model.experiment.conditioner.fields, request.made.get("size")
+    given = {} if labels is None else {"labels": labels}
+    with passed_by_all():
+        given |= request.said.given(request) if request.said else {}
+        given |= request.pictures.told(model, size) if request.pictures and "mask" in fields else {}
+    return given | ({"size": size} if size and "sizes" in fields else {})
+
+
+def read_prompts(path: str) -> tuple[str, ...]:
+    """One prompt a line; empty lines are left out.
+
+    Raises:
+      UserError: no such file, none in it, or no text.
+    """
+    try:
+        file = pathlib.Path(path)
+        if file.stat().st_size > LARGEST:
+            raise UserError(f"--prompts_file={path}: larger than {LARGEST // 2**20} MB; expected a text with a prompt on each line")
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        told = "no such file" if isinstance(error, FileNotFoundError) else "not a text that can be read"
+        raise UserError(f"--prompts_file={path}: {told}") from None
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise UserError(f"--prompts_file={path}: it holds no prompt; expected one on each line")
+    return prompts
+
+
+def parse_pair(text: str, where: str) -> tuple[int, int] | None:
+    """"512x768" or "0,16" -> two whole numbers; None for "".
+
+    Raises:
+      UserError: anything else.
+    """
+    found = re.fullmatch(r"\s*(\d+)\s*[xX,]\s*(\d+)\s*", text)
+    if text and not found:
+        raise UserError(f"{where}={text}: expected two whole numbers, as {where}={'0,16' if where == '--crop' else '512x768'}")
+    return (int(found[1]), int(found[2])) if found else None
