@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -78,7 +79,7 @@ class Adapted(Opened):
         return merged(base, [(self.tree(weights, abstract, mesh), 1.0)], mesh)
 
     def everything(self, weights: str, mesh: Mesh):
-        base = self.base().everything("ema", mesh)
+        base = jax.tree.map(np.asarray, self.base().everything("ema", mesh))
         self._same(base)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), base)
         return jax.device_get(merge(base, [(self.tree(weights, shapes, mesh), 1.0)]))
@@ -103,16 +104,8 @@ def lora_tree(model, path) -> dict:
         if not isinstance(opened, Adapted):
             raise UserError(f"{path} holds a whole model, and no LoRA")
         return opened.tree("ema", model.params, model.mesh)
-    experiment, metadata = model.experiment, None
-    tensors = read_tensors(path).tensors
-    with open(path, "rb") as file:
-        safetensors = file.read(9)[8:] == b"{"
-    if safetensors:
-        from safetensors import safe_open
-
-        with safe_open(str(path), framework="numpy") as header:
-            metadata = header.metadata()
-    tree = read_lora(tensors, lora_parts(experiment.network, experiment.conditioner), str(path), metadata)
+    file, experiment = read_tensors(path), model.experiment
+    tree = read_lora(file.tensors, lora_parts(experiment.network, experiment.conditioner), str(path), file.metadata)
     check(tree, model.params, str(path))
     return tree
 

@@ -18,7 +18,7 @@ from ldm_jax.checkpoint.items import compare
 from ldm_jax.checkpoint.manifest import Manifest
 from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
-from ldm_jax.core.trees import content_digest, paths
+from ldm_jax.core.trees import content_digest, count, paths
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.models.units import LatentUnits
 from ldm_jax.train.sharding import replicated
@@ -128,13 +128,17 @@ class LoadedFirstStage:
 
 
 def load_first_stage(path, mesh: Mesh, weights: str = "ema") -> LoadedFirstStage:
-    """The autoencoder of a stage 1 run, a step of it, or a bundle.
+    """The autoencoder of a stage 1 run, a step of it, or a bundle; or the one inside a whole model, a bundle or a published one.
 
     Raises:
       UserError: it is no first stage, or its latent units were not measured.
     """
     opened = path if isinstance(path, Opened) else Opened(path)
     manifest = opened.manifest
+    if manifest.first_stage and opened.found.kind == "bundle":
+        first, inside = trained_on(opened, mesh), manifest.first_stage
+        own = Manifest("autoencoder", inside.config, count(first.params), inside.step, latent_units=inside.latent_units)
+        return dataclasses.replace(first, manifest=own)
     if manifest.task != "autoencoder":
         raise UserError(f"{path}: a first stage is a model of task autoencoder; this one is {manifest.task}")
     if manifest.latent_units is None:

@@ -114,6 +114,16 @@ def test_the_preview_of_a_run_is_what_its_model_samples(place, models, make_ldm_
     assert np.abs(np.asarray(shown) - (images / 127.5 - 1)).max() < 1.01 / 127.5 / 2 + 1e-3
 
 
+def test_a_bundle_is_a_base_and_its_own_first_stage(place, models, make_ldm_config):
+    """Mistake: a model with its first stage inside, as every published one, that cannot be adapted because no run of stage 1 is there; a
+    first stage of another digest or other units, that later steps do not find again."""
+    job = launch.prepare(config_of(make_ldm_config, place, first_stage=place / "bundle", init_from=str(place / "bundle")))
+    reference = job.first.reference(place / "next")
+    assert reference.path == "../bundle" and reference.digest == models[1].manifest.first_stage.digest == job.first.digest
+    assert job.first.is_as(reference) and reference.latent_units == models[1].manifest.first_stage.latent_units
+    assert job.base.digest == content_digest(jax.device_get(models[1].params))
+
+
 @pytest.mark.parametrize("form", ["kohya", "diffusers"])
 def test_a_trained_lora_leaves_for_other_tools_and_comes_back(form, place, models, tmp_path):
     """Mistakes: alpha lost on the way (the file then counts half), a fused kernel's parts exchanged, a file written over."""
