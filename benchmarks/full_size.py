@@ -20,6 +20,8 @@ import zlib
 
 import numpy as np
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
 SIDE, STEPS = 256, 10
 BLOCK = np.random.default_rng(0).standard_normal(2**20, np.float32)
 

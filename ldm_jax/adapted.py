@@ -19,6 +19,7 @@ from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key
 from ldm_jax.core.trees import content_digest
+from ldm_jax.interop.conditioner_names import projection_of
 from ldm_jax.interop.lora_names import lora_metadata, lora_parts, read_lora, write_lora
 from ldm_jax.interop.tensors import read_tensors
 from ldm_jax.loading import ITSELF, Opened, Reading, trained_on
@@ -131,12 +132,11 @@ def parse_lora(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
-def export_lora(path, out, form: str = "kohya", *, weights: str = "ema", proj: str = "conv", dtype: str = "") -> str:
+def export_lora(path, out, form: str = "kohya", *, weights: str = "ema", dtype: str = "") -> str:
     """Writes the LoRA of a run as one safetensors file for other tools, and says what it wrote.
 
     Args:
       form: "kohya", "kohya-compvis" (which tools expect for SDXL) or "diffusers".
-      proj: how the base stores the transformers' proj_in and proj_out: as 1x1 convolutions, "conv" (LDM, SD 1), or "linear" (SD 2, SDXL).
       dtype: "float16" or "bfloat16" for half the size.
 
     Raises:
@@ -149,9 +149,9 @@ def export_lora(path, out, form: str = "kohya", *, weights: str = "ema", proj: s
         raise UserError(f"{out} exists: choose another name, or remove it")
     config, first = from_json(opened.manifest.config), trained_on(opened, mesh)
     experiment = ex.build(config, choices.Facts(**config.pop("facts")), first and first.stage)
-    abstract = jax.eval_shape(lambda key: experiment.stage().init(key).params, base_key(0))
+    abstract = ex.parameter_shapes(experiment)
     tree = jax.device_get(opened.tree(weights, abstract, mesh))
-    parts = lora_parts(experiment.network, experiment.conditioner, proj)
+    parts = lora_parts(experiment.network, experiment.conditioner, projection_of(experiment.conditioner))
     tensors = dict(write_lora(tree, parts, form))
     write_tensors(out, Weights.of(tensors), dtype=dtype, metadata=lora_metadata(tree, parts, form))
     return f"{out}: {len(tensors)} arrays, a LoRA of rank {opened.lora.rank}, alpha {opened.lora.alpha:g}, in the layout of {form}"

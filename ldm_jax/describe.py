@@ -19,7 +19,7 @@ from ldm_jax.core.trees import paths
 from ldm_jax.diffusion.methods import METHODS
 from ldm_jax.diffusion.samplers import ABOUT, SAMPLERS
 from ldm_jax.diffusion.schedule import scaled_linear
-from ldm_jax.loading import Opened
+from ldm_jax.loading import ITSELF, Opened, Reading
 from ldm_jax.train import sharding
 from ldm_jax.train.state import State, abstract_state
 
@@ -98,9 +98,9 @@ def _rate(experiment) -> str:
     return "learning rate " + ", ".join(f"{float(rate(s // experiment.descent.average.accumulate)):.3g} at step {s}" for s in picked)
 
 
-def page(path) -> str:
-    """A checkpoint explained: task, sizes, latent units, training record, first stage, versions, every array of its parameters."""
-    opened = Opened(path)
+def page(path, reading: Reading = ITSELF) -> str:
+    """A checkpoint, ours or published, explained: task, sizes, latent units, training record, first stage, versions, every array of its parameters."""
+    opened = Opened(path, reading)
     manifest = opened.manifest
     lines = [f"{opened.folder}: {manifest.task}, step {manifest.step}, {manifest.parameter_count:,} parameters"]
     facts = manifest.config["facts"]
@@ -120,6 +120,8 @@ def page(path) -> str:
         spent = datetime.timedelta(seconds=round(progress["seconds"]))
         lines.append(f"trained on {progress['images']:,} images of {data['name']} ({data['records']:,} records) in {spent}")
         lines.append(f"saved steps: {', '.join(map(str, opened.store.steps()))}")
+    lines += [f"not read: {told}" for told in opened.told[:10]] + ["..."] * (len(opened.told) > 10)
+    lines += [f"tokenizer: {folder}" for folder in opened.tokenizers]
     lines.append("versions: " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
     lines += ["", "config"] + [f"  {key} = {value}" for key, value in sorted(flat(manifest.config).items())]
     lines += ["", "parameters"] + _parameters(opened.shapes())

@@ -46,10 +46,11 @@ class Opened:
 
     def __init__(self, path, reading: Reading = ITSELF, weights: str = "ema"):
         self.tokenizers: tuple = ()
+        self.told: tuple[str, ...] = ()
         if published.is_published(path):
             opened = published.open_published(path, reading.kind, weights, reading.variant)
             self.trees, self.manifest = published.as_bundle(opened)
-            self.found, self.tokenizers = Found("bundle", str(path), None), opened.tokenizers
+            self.found, self.tokenizers, self.told = Found("bundle", str(path), None), opened.tokenizers, opened.told
             return
         if reading != ITSELF:
             raise UserError(f"kind={reading.kind!r}, variant={reading.variant!r}: {path} is of ldm_jax's own, which says what it is")

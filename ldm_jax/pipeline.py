@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 
 from ldm_jax import choices
 from ldm_jax import experiment as ex
-from ldm_jax.adapted import export_lora as export_lora
 from ldm_jax.adapted import open_model, with_lora
 from ldm_jax.adapted import parse_lora as parse_lora
 from ldm_jax.asked import ASKED, Job, given_of, prepare, spread

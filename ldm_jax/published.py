@@ -16,6 +16,7 @@ from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.trees import content_digest, count, paths
 from ldm_jax.interop import mapped
+from ldm_jax.interop.checks import finite
 from ldm_jax.interop.conditioner_names import Home, compvis_homes, conditioner_places
 from ldm_jax.interop.description import Description
 from ldm_jax.interop.diffusers_configs import describe_folder
@@ -149,7 +150,7 @@ def _folder(path: pathlib.Path, kind: str, variant: str) -> Published:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Leaf:
-    """An array of ours that is made of the file's tensors each time it is used."""
+    """An array of ours that is made of the file's tensors each time it is used. Raises UserError: numbers that are not finite."""
 
     place: Place
     tensors: Mapping[str, np.ndarray]
@@ -162,17 +163,21 @@ class Leaf:
         return dataclasses.replace(self, dtype=kinds.pop()) if len(kinds) == 1 else self
 
     def __array__(self, dtype=None, copy=None):
-        return np.asarray(self.place.read(self.tensors)).astype(dtype or self.dtype, copy=False)
+        array = np.asarray(self.place.read(self.tensors))
+        if not finite(array):
+            names = ", ".join(name.partition("/")[2] for name in self.place.theirs)
+            raise UserError(f"{self.tensors.where}: {names}: numbers that are not finite: the file is damaged")
+        return array.astype(dtype or self.dtype, copy=False)
 
     def __getitem__(self, index):
         return np.asarray(self)[index]
 
 
 class Qualified(Mapping):
-    """The tensors of all parts under "part/name"."""
+    """The tensors of all parts under "part/name"; where: their file, for messages."""
 
-    def __init__(self, parts: Mapping[str, Mapping[str, np.ndarray]]):
-        self.parts = parts
+    def __init__(self, parts: Mapping[str, Mapping[str, np.ndarray]], where: str):
+        self.parts, self.where = parts, where
 
     def __getitem__(self, name: str) -> np.ndarray:
         part, _, inner = name.partition("/")
@@ -247,7 +252,7 @@ def as_bundle(published: Published) -> tuple[dict[str, Any], Manifest]:
     first, whole = configs_of(description, published.weights)
     units = units_of(description) if first else None
     made = architecture(first, whole, units)
-    tensors = Qualified(published.parts)
+    tensors = Qualified(published.parts, published.where)
     places = made.places(published.form, published.options, published.homes)
     check(places, {path: leaf.shape for path, leaf in made.shapes.items()}, tensors.shapes(), published.where)
     trees = nested({place.ours: Leaf(place, tensors, made.shapes[place.ours].shape, made.shapes[place.ours].dtype) for place in places})

@@ -18,7 +18,7 @@ from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.trees import paths
 from ldm_jax.interop.card import model_card
-from ldm_jax.interop.conditioner_names import compvis_homes
+from ldm_jax.interop.conditioner_names import compvis_homes, projection_of
 from ldm_jax.interop.description import Description
 from ldm_jax.interop.diffusers_nets import write_first_stage
 from ldm_jax.interop.diffusers_plan import TOKENIZERS, FolderPlan, plan_folder
@@ -54,18 +54,13 @@ class Sayable:
         homes = compvis_homes(made.whole.conditioner) if homes is None and made.whole else homes or ()
         named = tuple((f"encoder_{i}" if form == "compvis" else home, kind) for i, (home, kind) in enumerate(homes))
         found: dict[str, list[Place]] = {}
-        for place in made.places(form, self._options(), named):
+        vector = any(path.startswith("model/network/vector_0/") for path in self.leaves)
+        options = {"proj": projection_of(made.whole.conditioner), "vector": "text_time" if vector else ""} if made.whole else {}
+        for place in made.places(form, options, named):
             part = place.theirs[0].split("/")[0]
             names = tuple(name.removeprefix(f"{part}/") for name in place.theirs)
             found.setdefault(part, []).append(dataclasses.replace(place, theirs=names))
         return found | ({"homes": homes} if form == "compvis" else {})
-
-    def _options(self) -> dict[str, str]:
-        conditioner = self.description.sections.get("conditioner", {})
-        parts = conditioner.get("parts", (conditioner,))
-        open_clip = any(part.get("activation") == "gelu" or part.get("name") == "two_clip_text" for part in parts)
-        vector = any(path.startswith("model/network/vector_0/") for path in self.leaves)
-        return {"proj": "linear" if open_clip else "conv", "vector": "text_time" if vector else ""}
 
 
 def publish(path, out, form: str = "bundle", *, weights: str = "ema", dtype: str = "", reading: Reading = ITSELF, progress=None) -> str:

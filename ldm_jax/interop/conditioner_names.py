@@ -88,3 +88,12 @@ def compvis_homes(conditioner) -> tuple[Home, ...]:
     if sum(prefix.startswith("cond_stage_model.") for prefix, _ in homes) > 1:
         raise UserError("conditioner: the CompVis layout has one cond_stage_model, and this model is told by several")
     return tuple(homes)
+
+
+def projection_of(conditioner) -> str:
+    """How the U-Net of a model stores its transformers' proj_in and proj_out: "linear" beside OpenCLIP's text encoders (SD 2, SDXL),
+    else "conv" (LDM, SD 1).
+    """
+    open_clip = any(isinstance(part, TwoClipText) or isinstance(part, ClipText) and part.activation == "gelu"
+                    for _, part in flattened(conditioner))
+    return "linear" if open_clip else "conv"

@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 import ldm_jax as ldm  # noqa: E402
+from ldm_jax.core.trees import paths  # noqa: E402
 from tests.interop import tiny  # noqa: E402
 from tests.nn.parity import agree, from_torch, to_torch  # noqa: E402
 
@@ -62,4 +63,5 @@ def test_a_whole_pipeline(folders, name):
         theirs = pipe(PROMPTS, latents=to_torch(noise), guidance_scale=WEIGHT, **options,
                       **({} if name == "ldm_text" else dict(height=16, width=16))).images
     latents, images = ours(model, noise, condition, guidance=guidance)
-    agree(name, images, theirs, limit=1e-4)
+    held = dict(paths({"model": model.params, "first_stage": model.first_params}))
+    agree(f"{name}, pixels", images, theirs, limit=1e-4, of=held)

@@ -38,9 +38,9 @@ def test_first_stage():
     ours = jax.jit(model.apply)({"params": params}, image)
     with torch.no_grad():
         posterior = theirs.encode(to_torch(image)).latent_dist
-        agree("mean", ours.bottleneck.latent, from_torch(posterior.mean))
+        agree("mean", ours.bottleneck.latent, from_torch(posterior.mean), of=theirs)
         agree("KL", ours.bottleneck.kl, posterior.kl())
-        agree("decoded", ours.image, from_torch(theirs.decode(posterior.mean).sample))
+        agree("decoded", ours.image, from_torch(theirs.decode(posterior.mean).sample), of=theirs)
 
 
 def test_first_stage_with_a_codebook():
@@ -62,7 +62,7 @@ def test_first_stage_with_a_codebook():
     latent, codes, decoded = jax.jit(lambda params: model.apply({"params": params}, image, method=both))(params)
     assert len(np.unique(codes)) > 4
     with torch.no_grad():
-        agree("latent", latent, from_torch(theirs.encode(to_torch(image)).latents))
+        agree("latent", latent, from_torch(theirs.encode(to_torch(image)).latents), of=theirs)
         agree("decoded", decoded, from_torch(theirs.decode(to_torch(latent)).sample))
 
 
@@ -82,7 +82,7 @@ def test_unet_with_transformers():
     with torch.no_grad():
         out = theirs(to_torch(np.concatenate([noisy, image], axis=-1)), torch.from_numpy(time),
                      encoder_hidden_states=to_torch(condition.tokens), class_labels=to_torch(condition.vector)).sample
-    agree("unet, transformers", ours, from_torch(out))
+    agree("unet, transformers", ours, from_torch(out), of=theirs)
 
 
 def test_unet_that_attends_to_tokens_only():
@@ -109,7 +109,7 @@ def test_unet_that_attends_to_tokens_only():
     with torch.no_grad():
         out = theirs(to_torch(noisy), torch.from_numpy(time), encoder_hidden_states=to_torch(condition.tokens),
                      added_cond_kwargs={"text_embeds": to_torch(pooled), "time_ids": torch.from_numpy(sizes)}).sample
-    agree("unet, tokens only", ours, from_torch(out))
+    agree("unet, tokens only", ours, from_torch(out), of=theirs)
 
 
 def test_unet_with_plain_attention_and_residual_resampling():
@@ -126,4 +126,4 @@ def test_unet_with_plain_attention_and_residual_resampling():
     params = there_and_back(unet_places(model, "diffusers"), shapes_of(model, noisy, time, Condition()), theirs.state_dict())
     ours = jax.jit(model.apply)({"params": params}, noisy, time, Condition())
     with torch.no_grad():
-        agree("unet, plain", ours, from_torch(theirs(to_torch(noisy), torch.from_numpy(time)).sample))
+        agree("unet, plain", ours, from_torch(theirs(to_torch(noisy), torch.from_numpy(time)).sample), of=theirs)

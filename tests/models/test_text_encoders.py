@@ -69,9 +69,9 @@ def test_clip_text_of_transformers(activation):
     ours = jax.jit(encoder.apply)(loaded(encoder, TEXT, clip_text_places(encoder, "hf", flat=not projected), theirs), TEXT)
     with torch.no_grad():
         out = theirs(torch.from_numpy(TEXT).long(), output_hidden_states=True)
-    agree("last", ours.last, out.last_hidden_state)
+    agree("last", ours.last, out.last_hidden_state, of=theirs)
     agree("penultimate", ours.tokens, out.hidden_states[-2])
-    agree("pooled", ours.pooled, out.text_embeds if projected else out.pooler_output)
+    agree("pooled", ours.pooled, out.text_embeds if projected else out.pooler_output, of=theirs)
 
 
 def test_open_clip_text():
@@ -84,9 +84,9 @@ def test_open_clip_text():
     ours = jax.jit(encoder.apply)(params, PADDED)
     with torch.no_grad():
         states, pooled = theirs(torch.from_numpy(PADDED).long())
-        agree("penultimate", ours.tokens, theirs.ln_final(states[-2]))
+        agree("penultimate", ours.tokens, theirs.ln_final(states[-2]), of=theirs)
     agree("pooled", ours.pooled, pooled)
-    agree("hidden", np.stack(ours.hidden), torch.stack(states))
+    agree("hidden", np.stack(ours.hidden), torch.stack(states), of=theirs)
 
 
 def test_open_clip_names_are_those_that_diffusers_converts():
@@ -113,7 +113,7 @@ def test_bert_text(form):
     ours = jax.jit(encoder.apply)(loaded(encoder, PADDED, bert_places(encoder, form), theirs), PADDED)
     with torch.no_grad():
         out = theirs(torch.from_numpy(PADDED).long())
-    agree(form, ours, out[0] if form == "ldmbert" else out)
+    agree(form, ours, out[0] if form == "ldmbert" else out, of=theirs)
 
 
 @pytest.mark.parametrize("form", ["hf", "openclip"])
@@ -135,8 +135,8 @@ def test_clip_image(form):
     ours = jax.jit(encoder.apply)(params, image)
     pixels = to_torch((image / 2 + 0.5 - np.float32(OPENAI_CLIP_MEAN)) / np.float32(OPENAI_CLIP_STD))
     with torch.no_grad():
-        agree("pooled", ours.pooled, theirs(pixels).image_embeds if not prefix else theirs.visual(pixels))
+        agree("pooled", ours.pooled, theirs(pixels).image_embeds if not prefix else theirs.visual(pixels), of=theirs)
         if form == "hf":
-            agree("tokens", ours.tokens, theirs.vision_model(pixels).last_hidden_state)
+            agree("tokens", ours.tokens, theirs.vision_model(pixels).last_hidden_state, of=theirs)
     with pytest.raises(UserError, match=r"reads \[B, 12, 12, 3\]"):
         encoder.apply(params, image[:, :8])

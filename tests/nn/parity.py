@@ -1,5 +1,8 @@
 """For parity tests: torch parameters in our layouts, and one measure of agreement."""
 
+import json
+import os
+
 import jax
 import numpy as np
 
@@ -8,13 +11,27 @@ from ldm_jax.core.trees import map_with_path, paths
 LIMIT = 1e-5
 
 
-def agree(name: str, ours, theirs, limit: float = LIMIT) -> None:
-    """Relative L2 difference at most `limit`; both numbers are printed (pytest -s)."""
+def agree(name: str, ours, theirs, limit: float = LIMIT, of=None) -> None:
+    """Relative L2 difference at most `limit`; both numbers are printed (pytest -s), and kept for docs/published.md where it asks.
+
+    of: the torch module, or a dict of arrays, whose tensors and parameters are counted beside.
+    """
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert ours.shape == theirs.shape, f"{name}: {ours.shape} and {theirs.shape}"
     relative = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+    _kept(name, relative, np.abs(ours - theirs).max(), of)
     print(f"{name}: relative L2 {relative:.2e}, max abs {np.abs(ours - theirs).max():.2e}")
     assert relative <= limit, f"{name}: relative L2 difference {relative:.2e} is above {limit}"
+
+
+def _kept(name: str, relative: float, largest: float, of) -> None:
+    """A line into the file that `python -m tests.published_page` gathers."""
+    if "LDM_JAX_PARITY" in os.environ:
+        arrays = of.state_dict() if hasattr(of, "state_dict") else of or {}
+        row = {"test": os.environ["PYTEST_CURRENT_TEST"].split(" ")[0], "name": name, "relative": float(relative),
+               "largest": float(largest), "tensors": len(arrays), "parameters": sum(int(np.prod(x.shape)) for x in arrays.values())}
+        with open(os.environ["LDM_JAX_PARITY"], "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def from_torch(x) -> np.ndarray:
