@@ -52,7 +52,7 @@ PROCESSES = entry.process_flags()
 
 def main() -> None:
     from ldm_jax import output, pipeline, sizes, workdir
-    from ldm_jax.said import Said, parse_pair, read_prompts
+    from ldm_jax.said import Said, parse_pair, read_prompts, with_last
 
     prompts = tuple(PROMPT.value) + (read_prompts(PROMPTS_FILE.value) if PROMPTS_FILE.value else ())
     numbers = {flag.name: parse_pair(flag.value, f"--{flag.name}") for flag in (ORIGINAL, CROP, TARGET)}
@@ -68,13 +68,14 @@ def main() -> None:
     workdir.initialise(*PROCESSES())
     loaded = {"weights": WEIGHTS.value, "dtype": DTYPE.value or None}
     model = pipeline.load(MODEL.value, kind=KIND.value, variant=VARIANT.value, **loaded)
-    if TOKENIZER.value:
-        model = model.with_tokenizer(*TOKENIZER.value.split(","))
+    folders = TOKENIZER.value.split(",") if TOKENIZER.value else []
+    model = model.with_tokenizer(*folders) if folders else model
     for path, scale in map(pipeline.parse_lora, LORA.value or ()):
         model = model.with_lora(path, scale)
     for flag in (GUIDE, REFINER):
         if flag.value:
-            request = dataclasses.replace(request, **{flag.name: pipeline.load(flag.value, mesh=model.mesh, **loaded)})
+            other = with_last(pipeline.load(flag.value, mesh=model.mesh, **loaded), folders)
+            request = dataclasses.replace(request, **{flag.name: other})
     with entry.progress(request.number, "images") as progress:
         output.sample_to(model, request, OUT.value, progress)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.models.units import LatentUnits
 from ldm_jax.train.sharding import replicated
 
+TOKENIZERS = ("tokenizer", "tokenizer_2")  # folders of a bundle
 ITEMS = {"ema": "ema", "raw": "params"}  # weights -> the checkpoint's item
 
 
@@ -54,6 +56,7 @@ class Opened:
         self.found = open_any(path)
         if self.found.kind == "bundle":
             self.trees, self.manifest = read_bundle(self.found.folder)
+            self.tokenizers = tuple(folder for name in TOKENIZERS if (folder := pathlib.Path(self.found.folder) / name).is_dir())
         else:
             self.store = self.found.store
             self.manifest = Manifest.from_json(self.store.record(self.found.step, "manifest"), f"the manifest of {path}")

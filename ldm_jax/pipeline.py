@@ -10,11 +10,9 @@ from jax.sharding import Mesh
 
 from ldm_jax import choices
 from ldm_jax import experiment as ex
-from ldm_jax.adapted import export_lora as export_lora
 from ldm_jax.adapted import open_model, with_lora
 from ldm_jax.adapted import parse_lora as parse_lora
 from ldm_jax.asked import ASKED, Job, given_of, prepare, spread
-from ldm_jax.checkpoint.bundle import write_bundle
 from ldm_jax.checkpoint.manifest import Manifest
 from ldm_jax.config_tree import from_json
 from ldm_jax.core.choose import nearest
@@ -268,16 +266,3 @@ def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None
     model = in_dtype(Model(experiment, experiment.first_stage, params, first.params if first else {}, manifest, digest, mesh), dtype)
     return model.with_tokenizer(*opened.tokenizers) if opened.tokenizers else model
 
-
-def export(path, out, weights: str = "ema") -> str:
-    """Writes a self-contained bundle of a model, with its first stage inside, and says what it wrote.
-
-    Raises:
-      UserError: as `load`; `out` exists and is not an empty folder.
-    """
-    model = load(path, weights)
-    named = {"model": model.params}
-    if model.manifest.first_stage is not None:
-        named["first_stage"] = model.first_params
-    manifest = write_bundle(out, named, model.manifest)
-    return f"{out}: {manifest.task} of step {manifest.step}, {manifest.weights} weights, digest {model.digest[:12]}"

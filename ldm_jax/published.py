@@ -100,12 +100,12 @@ def open_published(path, kind: str = "", weights: str = "ema", variant: str = ""
     description, found = recognise(mapped.shapes(tensors), kind, str(path))
     places = {"network": found.network, "first_stage": found.first_stage}
     prefixes = {name: prefix for name, prefix in places.items() if prefix is not None}
-    encoders = [(prefix, form) for prefix, form in found.conditioner if form != "first_stage"]
+    encoders = [(prefix, form) for prefix, form in found.conditioner if form not in ("first_stage", "labels")]
     prefixes |= {f"encoder_{i}": prefix for i, (prefix, _) in enumerate(encoders)}
     taken = split(tensors, prefixes, weights, str(path))
     if taken.scale_factor is not None:
         description = dataclasses.replace(description, scale_factor=taken.scale_factor)
-    homes = tuple((f"encoder_{i}", "hf" if form == "hf_flat" else form) for i, (_, form) in enumerate(encoders))
+    homes = tuple((f"encoder_{i}", form) for i, (_, form) in enumerate(encoders))
     return Published(description, taken.parts, "compvis", {"proj": found.proj, "vector": found.vector}, homes, taken.weights, (),
                      taken.ignored, str(path))
 

@@ -3,14 +3,17 @@
 A tensor at a time is read, turned and written, so that a published model of any size passes through in little memory.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ldm_jax import published
 from ldm_jax.adapted import open_model
+from ldm_jax.checkpoint.bundle import write_bundle
+from ldm_jax.checkpoint.tensors_writer import Weights
 from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.trees import paths
@@ -23,10 +26,11 @@ from ldm_jax.interop.folder_writer import Part, weights_of, whole, write_file, w
 from ldm_jax.interop.folding import one_scale, units_folded, vector_folded
 from ldm_jax.interop.places import Place
 from ldm_jax.loading import ITSELF, Opened, Reading, trained_on
+from ldm_jax.loading import TOKENIZERS as TOKENIZERS_OF_BUNDLES
 from ldm_jax.models.units import LatentUnits
 from ldm_jax.train.sharding import make_mesh
 
-FORMS = ("diffusers", "compvis")
+FORMS = ("bundle", "diffusers", "compvis")
 SECTIONS = ("network", "conditioner", "schedule", "prediction", "time_input", "sampling")
 
 
@@ -36,6 +40,12 @@ class Sayable:
 
     description: Description
     leaves: Mapping[str, Any]
+    progress: Callable | None = None
+
+    def weights(self, places: Mapping[str, list[Place]]) -> dict[str, Weights]:
+        """Each part's foreign tensors, whose writing is told to `progress`, all parts as one."""
+        made = {part: weights_of(some, self.leaves) for part, some in places.items()}
+        return made if self.progress is None else watched(made, self.progress)
 
     def places(self, form: str, homes=None) -> dict[str, list[Place]]:
         """Part ("network", "first_stage", homes of encoders) -> where its tensors stand, under their own names."""
@@ -58,26 +68,40 @@ class Sayable:
         return {"proj": "linear" if open_clip else "conv", "vector": "text_time" if vector else ""}
 
 
-def publish(path, out, form: str, *, weights: str = "ema", dtype: str = "", reading: Reading = ITSELF) -> str:
-    """Writes a model, ours or published, in the layout of others, and says what was written.
+def publish(path, out, form: str = "bundle", *, weights: str = "ema", dtype: str = "", reading: Reading = ITSELF, progress=None) -> str:
+    """Writes a model, ours or published, in one of FORMS, and says what was written.
 
     Args:
       path: as of `ldm.load`.
-      out: a new folder (form "diffusers"), or a new `.safetensors` file ("compvis").
-      weights: "ema" or "raw". dtype: "float32", "float16", "bfloat16"; "" keeps what each tensor is stored in.
+      out: a new folder, or a new `.safetensors` file (form "compvis").
+      form: "bundle", our own with its manifest; "diffusers"; "compvis".
+      weights: "ema" or "raw". dtype: "float32", "float16", "bfloat16"; "" keeps what each tensor is stored in; a bundle is float32.
+      progress: as `cli.entry.progress`: (total, unit) -> a context whose value is called with the number of tensors written.
 
     Raises:
       UserError: what `load` raises; a model that the layout has no words for; a place that is taken.
     """
     if form not in FORMS:
-        raise UserError(f"format={form!r}: expected one of bundle, {', '.join(FORMS)}")
+        raise UserError(f"format={form!r}: expected one of {', '.join(FORMS)}")
+    if form == "bundle" and dtype:
+        raise UserError(f"dtype={dtype!r}: a bundle holds what was trained, in float32")
     opened = open_model(path, reading, weights)
-    told = sayable(opened, weights)
-    if form == "compvis":
-        written = _write_compvis(told, out, dtype)
+    if form == "bundle":
+        written = _write_bundle(opened, out, weights)
     else:
-        written = _write_diffusers(told, opened, out, dtype, str(path))
-    return f"{out}: {opened.manifest.task} of step {opened.manifest.step}, {opened.which(weights)} weights, for {form}; {written}"
+        told = dataclasses.replace(sayable(opened, weights), progress=progress)
+        written = _write_compvis(told, out, dtype) if form == "compvis" else _write_diffusers(told, opened, out, dtype, str(path))
+    return f"{out}: {opened.manifest.task} of step {opened.manifest.step}, {opened.which(weights)} weights, as {form}, {written}"
+
+
+def _write_bundle(opened: Opened, out, weights: str) -> str:
+    mesh = make_mesh()
+    named = {"model": opened.everything(weights, mesh)}
+    if opened.manifest.first_stage is not None:
+        named["first_stage"] = opened.trees["first_stage"] if opened.found.kind == "bundle" else trained_on(opened, mesh).params
+    manifest = dataclasses.replace(opened.manifest, weights=opened.which(weights))
+    manifest = write_bundle(out, named, manifest, dict(zip(TOKENIZERS_OF_BUNDLES, opened.tokenizers)))
+    return f"digest {manifest.content_digest[:12]}"
 
 
 def sayable(opened: Opened, weights: str) -> Sayable:
@@ -112,6 +136,10 @@ def sayable(opened: Opened, weights: str) -> Sayable:
             scale, trees["first_stage"] = 1.0, units_folded(trees["first_stage"], units)
     if sections and sections["conditioner"]["name"] == "class" and sections["conditioner"]["into"] == "vector":
         sections, trees["model"] = _class_folded(sections, trees["model"])
+    wide, first_level = (sections["network"]["time_width"], sections["network"]["levels"][0]["width"]) if sections else (4, 1)
+    if wide != 4 * first_level:
+        raise UserError(f"config.network.time_width={wide}: other layouts have 4 times the first level's width, {4 * first_level}; a model "
+                        "trained with that can be written in them")
     facts = config["facts"]
     description = Description("", stage, sections, scale, facts["resolution"], facts["channels"], facts["classes"])
     return Sayable(description, {path: leaf.stored() if isinstance(leaf, published.Leaf) else leaf for path, leaf in paths(trees)})
@@ -132,7 +160,7 @@ def _write_compvis(told: Sayable, out, dtype: str) -> str:
     prefixes = published.PREFIXES | {f"encoder_{i}": prefix for i, (prefix, _) in enumerate(homes)}
     if not told.description.sections:
         prefixes["first_stage"] = ""
-    weights = whole({prefixes[part]: weights_of(places, told.leaves) for part, places in parts.items()})
+    weights = whole({prefixes[part]: found for part, found in told.weights(parts).items()})
     record = {key: value for key, value in dataclasses.asdict(told.description).items() if key != "kind"}
     write_file(out, weights, dtype=dtype, metadata={published.RECORD: json.dumps(record)})
     return f"{len(weights.specs)} tensors"
@@ -144,7 +172,7 @@ def _write_diffusers(told: Sayable, opened: Opened, out, dtype: str, origin: str
     if not description.sections:
         config = write_first_stage(description.first_stage, description.resolution, description.channels, description.scale_factor)
         card = model_card(opened.manifest, name=name, layout="diffusers-component", origin=read, class_name=config["_class_name"])
-        part = Part(config, weights_of(told.places("diffusers")["first_stage"], told.leaves))
+        part = Part(config, told.weights(told.places("diffusers"))["first_stage"])
         write_folder(out, {"": part}, {}, {"README.md": card}, dtype=dtype)
         return f"{len(part.weights.specs)} tensors"
     plan = plan_folder(description)
@@ -152,7 +180,7 @@ def _write_diffusers(told: Sayable, opened: Opened, out, dtype: str, origin: str
     parts = told.places("diffusers", tuple((home, "ldmbert" if home == "bert" else "hf") for home in plan.texts))
     stage = next(home for home in ("vae", "vqvae") if home in plan.jsons)
     folders = {"network": "unet", "first_stage": stage}
-    components = {folders.get(part, part): weights_of(places, told.leaves) for part, places in parts.items()}
+    components = {folders.get(part, part): weights for part, weights in told.weights(parts).items()}
     written = {home: Part(config, components.get(home)) for home, config in plan.jsons.items()}
     missing = []
     for home, folder in zip([TOKENIZERS[text] for text in plan.texts], _each(opened.tokenizers, len(plan.texts))):
@@ -183,3 +211,20 @@ def _each(folders: tuple, count: int) -> list:
     """A tokenizer's folder for each encoder; None where there is none."""
     return list(folders) if len(folders) == count else list(folders) * count if len(folders) == 1 else [None] * count
 
+
+def watched(parts: Mapping[str, Weights], progress: Callable) -> dict[str, Weights]:
+    """The same tensors; the first that is taken opens the progress, the last closes it."""
+    total, stack, done = sum(len(part.specs) for part in parts.values()), contextlib.ExitStack(), [0]
+    told: list[Callable] = []
+
+    def each(arrays):
+        for item in arrays:
+            if not told:
+                told.append(stack.enter_context(progress(total, "tensors")))
+            yield item
+            done[0] += 1
+            told[0](done[0])
+            if done[0] == total:
+                stack.close()
+
+    return {name: Weights(part.specs, each(part.arrays)) for name, part in parts.items()}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from ldm_jax.core.errors import UserError
 from ldm_jax.diffusion.guidance import Guided
 from ldm_jax.pictures import any_picture, named
+from ldm_jax.tokenized import specs_of
 from ldm_jax.told import reads
 from ldm_jax.workdir import passed_by_all
 
@@ -69,6 +70,12 @@ def condition_of(model, request, labels: Sequence[int] | None) -> Guided | None:
     model.need_diffusion("samples")
     given = _all(model, request, labels)
     return model.condition(**given) if given else None
+
+
+def with_last(model, folders: Sequence[str]):
+    """A guide or a refiner with the last of the tokenizers, where it reads text and brought none of its own."""
+    reads_text = model.experiment.task == "diffusion" and specs_of(model.experiment.conditioner)
+    return model.with_tokenizer(folders[-1]) if folders and reads_text and not model.tokenizers else model
 
 
 def condition_beside(model, request) -> Guided | None:

@@ -1,7 +1,6 @@
 """From what a user says of the samples to a Condition: the fields that the model's conditioner reads, checked, and its null."""
 
 import functools
-import warnings
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -18,6 +17,7 @@ from ldm_jax.diffusion.sample import image_keys
 from ldm_jax.models.several_condition import joined
 from ldm_jax.ops.images import from_uint8
 from ldm_jax.tokenized import ids_of, skipping
+from ldm_jax.train.report import say
 
 NEGATIVE = "negative_"
 PART = 16  # examples whose condition is made at a time, which may have images to encode
@@ -108,7 +108,7 @@ def _array(name: str, value) -> np.ndarray:
 
 
 def _texts(model, given: Mapping) -> dict[str, np.ndarray]:
-    """The fields of the prompts and of the negative ones, of as many windows; what a prompt lost is told in a warning."""
+    """The fields of the prompts and of the negative ones, of as many windows; what a prompt lost is told on stderr."""
     sides = {before: _texts_of(before + "prompts", given[before + "prompts"]) for before in ("", NEGATIVE)
              if before + "prompts" in given}
     together = [text for texts in sides.values() for text in texts]
@@ -120,8 +120,7 @@ def _texts(model, given: Mapping) -> dict[str, np.ndarray]:
         start += len(texts)
     for text, lost in zip(together, weights[1]):
         if lost:
-            warnings.warn(f"prompt {text[:40]!r}: too long for the model's text encoder, this was left out: {lost!r}; "
-                          'long_prompts="many" reads it too', stacklevel=4)
+            say(f"prompt {text[:40]!r}: too long for the model's text encoder, this was left out: {lost!r}; long_prompts=many reads it too")
     return fields
 
 

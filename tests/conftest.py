@@ -33,7 +33,7 @@ def tiny_ldm(first_stage, **changes):
 
     config = ldm()
     config.first_stage = str(first_stage)
-    config.network.update(time_width=16, levels=(dict(width=8, blocks=1, attention="none", heads=1, depth=1, down="conv"),
+    config.network.update(time_width=32, levels=(dict(width=8, blocks=1, attention="none", heads=1, depth=1, down="conv"),
                                                  dict(width=16, blocks=1, attention="plain", heads=2, depth=1, down="none")))
     config.conditioner.width = 8
     config.data.batch = 8

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import ldm_jax as ldm
-from ldm_jax import describe, evaluate, launch, output, pipeline
+from ldm_jax import describe, evaluate, launch, output
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.digits import Digits
 from ldm_jax.evals.tables import EVALS
+from ldm_jax.publishing import publish
 from tests import runs
 from tests.untrained import save_untrained
 
@@ -60,7 +61,7 @@ def test_a_classifier_is_not_sampled(model):
 
 def test_a_bundle_of_a_classifier_is_the_classifier(model, run, tmp_path):
     """Catches an export without the first stage, or of other weights."""
-    assert "classifier of step 6" in pipeline.export(run, tmp_path / "bundle")
+    assert "classifier of step 6" in publish(run, tmp_path / "bundle")
     again = ldm.load(tmp_path / "bundle")
     assert again.digest == model.digest
     assert (again.experiment.network, again.experiment.objective) == (model.experiment.network, model.experiment.objective)

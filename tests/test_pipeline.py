@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 import ldm_jax as ldm
-from ldm_jax import describe, evaluate, output, pipeline, sampling
+from ldm_jax import describe, evaluate, output, sampling
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.digits import Digits
+from ldm_jax.publishing import publish
 from tests.untrained import save_untrained
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -171,7 +172,7 @@ def test_a_run_a_step_and_a_bundle_are_one_model(run, model, images, tmp_path):
     shutil.copytree(run.parent, tmp_path / "runs")
     bundle = tmp_path / "bundle"
     step = ldm.load(tmp_path / "runs" / "ldm" / "checkpoints" / "6")
-    told = pipeline.export(tmp_path / "runs" / "ldm", bundle)
+    told = publish(tmp_path / "runs" / "ldm", bundle)
     assert "diffusion of step 6" in told and model.digest == step.digest
     shutil.rmtree(tmp_path / "runs")
     shutil.move(bundle, tmp_path / "moved")
@@ -180,7 +181,7 @@ def test_a_run_a_step_and_a_bundle_are_one_model(run, model, images, tmp_path):
     for other in (step, moved):
         np.testing.assert_array_equal(other.sample(other.condition(labels=LABELS), seeds=range(16)), images)
     with pytest.raises(UserError, match="exists and is not an empty folder"):
-        pipeline.export(run, tmp_path / "moved")
+        publish(run, tmp_path / "moved")
 
 
 def test_runs_moved_together_still_load(run, model, tmp_path):
@@ -193,7 +194,7 @@ def test_a_page_explains_a_checkpoint(run, first_run):
     """Catches a page that leaves out what somebody needs who has only the file."""
     page = describe.page(run)
     for told in ("diffusion, step 6", "images 32x32x1, 10 classes", "first stage: ../autoencoder, step 3, digest",
-                 "trained on 48 images of digits", "saved steps: 3, 6", "jax ", "config", "network.time_width = 16",
+                 "trained on 48 images of digits", "saved steps: 3, 6", "jax ", "config", "network.time_width = 32",
                  "schedule.name = scaled_linear", "network/conv_in/kernel", "Total:"):
         assert told in page, f"{told!r} is missing:\n{page}"
     page = describe.page(first_run)

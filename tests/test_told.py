@@ -24,7 +24,7 @@ from ldm_jax.models.text_condition import BertText
 from ldm_jax.models.units import LatentUnits
 from ldm_jax.ops.images import write_png
 from ldm_jax.pipeline import Model
-from ldm_jax.said import Said, parse_pair, read_prompts
+from ldm_jax.said import Said, parse_pair, read_prompts, with_last
 from ldm_jax.tokenized import skipping
 from ldm_jax.train.sharding import make_mesh
 from tests.data.vocabularies import bert_folder, clip_folder
@@ -121,15 +121,15 @@ def test_layers_are_skipped(model, make_model, sections, vocabulary):
         skipping(BertText(), 1)
 
 
-def test_negative_prompts_stand_in_the_nulls_place(model):
+def test_negative_prompts_stand_in_the_nulls_place(model, capsys):
     """Mistakes: negatives told beside the prompts, another number of windows than the prompts', pictures lost from the null."""
     told = model.condition(prompts=["a cat a dog red cat"], negative_prompts=["a dog", "red"], long_prompts="many", **SEEN)
     assert told.given.tokens.shape == told.null.tokens.shape and told.null.tokens.shape[:2] == (2, 12)
     plain = model.condition(prompts=["a dog", "red"], **SEEN).given
     np.testing.assert_allclose(told.null.tokens[:, :6], plain.tokens, atol=2e-5)
     assert np.array_equal(told.null.image, told.given.image)
-    with pytest.warns(UserWarning, match="this was left out: .*cat"):
-        model.condition(prompts=["a cat a dog red cat"], **SEEN)
+    model.condition(prompts=["a cat a dog red cat"], **SEEN)
+    assert "prompt 'a cat a dog red cat': too long for the model's text encoder, this was left out: 'red cat'" in capsys.readouterr().err
 
 
 def test_what_is_dropped_in_training_may_be_left_out(model):
@@ -175,6 +175,8 @@ def test_tokenizers_belong_to_the_model(make_model, sections, vocabulary, model,
     with pytest.raises(UserError, match="came without its tokenizer"):
         bare.condition(prompts=["a cat"], **SEEN)
     assert model.tokenizers[0].pad == 0 != model.tokenizers[0].eos and model.tokenizers[0].length == 6
+    assert with_last(bare, ["nowhere", vocabulary]).tokenizers == model.tokenizers
+    assert with_last(model, ["nowhere"]) is model and with_last(bare, []) is bare  # its own stay
     with pytest.raises(UserError, match="2 folders for 1 text encoder"):
         bare.with_tokenizer(vocabulary, vocabulary)
     short = dict(sections["parts"][0], vocabulary=30, bos=28, eos=29)

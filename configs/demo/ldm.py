@@ -11,7 +11,7 @@ from configs.base import ldm
 def get_config():
     config = ldm()
     config.first_stage = "runs/demo/autoencoder"
-    config.network.update(time_width=128, levels=(
+    config.network.update(time_width=192, levels=(
         dict(width=48, blocks=1, attention="none", heads=1, depth=1, down="conv"),
         dict(width=96, blocks=1, attention="plain", heads=4, depth=1, down="none"),
     ))

@@ -23,12 +23,13 @@ PAGE = "manifest.json"
 STEPS = "checkpoints"
 
 
-def write_bundle(folder, named: Mapping[str, Any], manifest: Manifest) -> Manifest:
+def write_bundle(folder, named: Mapping[str, Any], manifest: Manifest, extra: Mapping[str, pathlib.Path] | None = None) -> Manifest:
     """Writes a self-contained model, whole or not at all; one array at a time is brought to the host.
 
     Args:
       folder: a local folder that is not there yet, or empty.
       named: {"model": tree, "first_stage": tree}: pytrees of arrays, whole on this process.
+      extra: folders to copy beside, by name: a model's tokenizers.
       manifest: its content digest is set to that of "model", its first stage's path to "" (it is inside).
 
     Returns:
@@ -49,6 +50,8 @@ def write_bundle(folder, named: Mapping[str, Any], manifest: Manifest) -> Manife
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
+        for name, source in (extra or {}).items():
+            shutil.copytree(source, partial / name)
         write_tensors(partial / WEIGHTS, Weights.of(leaves), metadata={"format": "ldm_jax"})
         size, digest = digests.hash_file(partial / WEIGHTS)
         body = {"manifest": manifest.to_json(), "contents": contents, "weights": {"size": size, "sha256": digest}}

@@ -66,7 +66,8 @@ def describe_folder(jsons: Jsons) -> Description:
     if stage and sections["sampling"]["threshold"]["name"] != "none":
         raise UserError("scheduler: clip_sample=True clips latents, which have no range to keep to; write \"clip_sample\": false into "
                         "scheduler_config.json, as the published models have it")
-    described = Description("", stage, sections, factor, resolution or 512, channels)
+    classes = net.labels - 1 if conditioner["name"] == "class" else 0  # its last row is the null
+    described = Description("", stage, sections, factor, resolution or 512, channels, classes)
     return dataclasses.replace(described, kind=_kind(described))
 
 
@@ -113,6 +114,8 @@ def _texts(parts: Jsons, index: Mapping[str, Any], net: ReadNetwork) -> list[dic
 def _images(parts: Jsons, index: Mapping[str, Any], net: ReadNetwork, channels: int) -> list[dict]:
     """The part that tells an image, by how many channels the U-Net has more than the latent."""
     extra, latent = net.channels[0] - net.channels[1], net.channels[1]
+    if net.labels and not extra and not net.tokens:
+        return [dict(name="class", width=net.section["time_width"], drop=0.1, into="vector")]
     if net.labels:
         if extra != channels or "low_res_scheduler" not in parts:
             raise UserError(f"unet: num_class_embeds={net.labels}: expected an upscaler's, with {channels} channels more than the latent "

@@ -166,7 +166,8 @@ def _plain(levels, middle, residual, told: ReadNetwork) -> dict[str, Any]:
     up = ["AttnUpBlock2D" if on else "ResnetUpsampleBlock2D" if res else "UpBlock2D" for on, res in zip(attended, ups)]
     how = "resnet" if any(residual) else "conv"
     return dict(_class_name="UNet2DModel", down_block_types=down, up_block_types=up[::-1], attention_head_dim=sizes.pop(),
-                downsample_type=how, upsample_type=how, add_attention=middle["attention"] != "none")
+                downsample_type=how, upsample_type=how, add_attention=middle["attention"] != "none",
+                num_class_embeds=told.labels or None)
 
 
 def _conditioned(levels, middle, residual, told: ReadNetwork) -> dict[str, Any]:

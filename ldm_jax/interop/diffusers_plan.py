@@ -73,6 +73,8 @@ def _texts(parts: Mapping[str, Mapping]) -> tuple[dict[str, dict], str]:
         return dict(bert=dict(parts["bert_text"])), PIPELINES["bert_text"]
     if names == {"none"} or names == {"low_resolution"} and not parts["low_resolution"].get("levels"):
         return {}, "LDMSuperResolutionPipeline" if "low_resolution" in names else PIPELINES["none"]
+    if names == {"class"} and parts["class"]["into"] == "vector":
+        return {}, PIPELINES["none"]  # whose network is told its class_labels by hand: no stock pipeline has classes
     raise UserError(f"config.conditioner: no pipeline of diffusers is told {' and '.join(parts)}; export in the CompVis layout")
 
 
@@ -83,9 +85,10 @@ def _told(described: Description, parts: Mapping, texts: Mapping, proj: str) -> 
     extra = (latent + 1) * ("inpainting" in parts) + ("depth" in parts) + described.channels * ("low_resolution" in parts)
     linear = any(text.get("activation") == "gelu" for text in texts.values())
     vector = sizes["count"] * sizes["width"] + texts["text_encoder_2"]["projection"] if sizes else 0
-    return ReadNetwork({}, (latent + extra, latent), sum(text["width"] for text in texts.values()), vector, low.get("levels", 0),
-                       sizes["width"] if sizes else 0, described.resolution // 2 ** (len(stage["multipliers"]) - 1),
-                       proj or ("linear" if linear else "conv"), "text_time" if sizes else "")
+    labels = low.get("levels", 0) or (described.classes + 1) * ("class" in parts)
+    side = described.resolution // 2 ** (len(stage["multipliers"]) - 1)
+    return ReadNetwork({}, (latent + extra, latent), sum(text["width"] for text in texts.values()), vector, labels,
+                       sizes["width"] if sizes else 0, side, proj or ("linear" if linear else "conv"), "text_time" if sizes else "")
 
 
 def _options(pipeline: str, parts: Mapping[str, Mapping]) -> dict[str, Any]:

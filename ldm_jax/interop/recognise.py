@@ -28,9 +28,7 @@ ENCODERS = (  # prefix, form, a tensor that it has
     ("cond_stage_model.", "class", "embedding.weight"),
     ("cond_stage_model.", "rescaler", "channel_mapper.weight"),
     ("cond_stage_model.", "first_stage", "encoder.conv_in.weight"),
-    (f"{NETWORK}label_emb.", "labels", "weight"),
 )
-NO_ENCODERS = ("first_stage", "labels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +37,8 @@ class Parts:
 
     network, ema, first_stage: prefixes of their tensors' names ("" in a file of one part alone), None where the file has none.
     conditioner: (prefix, form) of each: forms "hf" (with or without "text_model."), "openclip", "x_transformers" of text encoders,
-      "class" (a table of classes), "labels" (a table of other labels, inside the network), "rescaler", "first_stage" (the same tensors
-      as the first stage, once more).
+      "class" (a table), "rescaler", "first_stage" (the same tensors as the first stage, once more). A table of noise levels,
+      label_emb, stands in the network.
     proj: whether transformers' proj_in and proj_out are 1x1 convolutions, "conv", or "linear" layers.
     vector: "text_time" where a vector is projected, else "": what `unet_places` takes.
     scale_factor: whether the file has a buffer of that name, which wins over the Description's.
@@ -77,10 +75,10 @@ def recognise(shapes: Shapes, kind: str = "", where: str = "") -> tuple[Descript
     try:
         net = None if found["network"] is None else structure.network(below(shapes, found["network"]))
         stage = None if found["first_stage"] is None else structure.first_stage(below(shapes, found["first_stage"]), 256)
-        texts = [_text(below(shapes, prefix), form) for prefix, form in encoders if form not in NO_ENCODERS]
+        texts = [_text(below(shapes, prefix), form) for prefix, form in encoders if form != "first_stage"]
     except KeyError as error:
         raise UserError(f"{where}: {error.args[0]} is missing; no U-Net or autoencoder of latent diffusion is without it") from None
-    traits = traits_of(net, stage, tuple(form for _, form in encoders if form not in NO_ENCODERS), texts)
+    traits = traits_of(net, stage, tuple(form for _, form in encoders if form != "first_stage"), texts)
     seen = _Seen(net, stage, tuple(texts), "scale_factor" in shapes)
     like, described = _choose(traits, seen, kind, where, shapes)
     if described.scale_factor == 0 and not seen.scale:

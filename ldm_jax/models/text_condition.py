@@ -40,18 +40,16 @@ class TextConditioner(nn.Module):
 
     def __call__(self, fields: dict, drop=None, encode=None) -> Condition:
         """fields: ids int [B, n, L] or [B, L]; drop bool [B], True where an example is told nothing, or None."""
-        encoded = []
+        weights, encoded = fields.get("token_weights"), []
+        if weights is not None and drop is not None:
+            weights = jnp.where(drop[:, None], 1.0, weights)
         for name, spec in self.specs.items():
             ids = windows(fields[name])
             if drop is not None and self.untold == "empty":
                 ids = jnp.where(drop[:, None, None], jnp.asarray(spec.empty(), ids.dtype), ids)
-            encoded.append(self.encoded(name, ids))
+            tokens, pooled = self.encoded(name, ids)
+            encoded.append((tokens if weights is None else weighted(tokens, weights, spec.length), pooled))
         condition = self.join(encoded)
-        weights = fields.get("token_weights")
-        if weights is not None:
-            weights = weights if drop is None else jnp.where(drop[:, None], 1.0, weights)
-            length = next(iter(self.specs.values())).length
-            condition = dataclasses.replace(condition, tokens=weighted(condition.tokens, weights, length))
         if drop is not None and self.untold == "zeros":
             condition = jax.tree.map(lambda x: jnp.where(drop.reshape(-1, *[1] * (x.ndim - 1)), jnp.zeros_like(x), x), condition)
         return condition if self.trained else jax.lax.stop_gradient(condition)

@@ -25,6 +25,8 @@ SAMPLE_FLAGS = {  # refused from the flags alone
     "mask without a picture": (["--mask=m.png"], ["--mask belongs to --init_image=FILE"]),
     "strength without a picture": (["--strength=0.5"], ["--strength belongs to --init_image=FILE"]),
     "picture without strength": (["--init_image=a.png"], ["--init_image: give --strength too"]),
+    "size of one number": (["--size=512"], ["--size=512: expected WIDTHxHEIGHT"]),
+    "unknown dtype": (["--dtype=half"], ["dtype='half': expected one of float32, bfloat16"]),
     "unknown weights": (["--weights=best"], ["--weights=best", "<ema|raw>"]),
     "unknown flag": (["--step=5"], ["Unknown command line flag 'step'. Did you mean: steps"]),
     "positional leftover": (["samples"], ["'samples': not a flag"]),
@@ -44,6 +46,9 @@ SAMPLE = {  # refused by the model
     "negative labels at guidance 1": (["--labels=1", "--negative_labels=2", "--guidance=1"], ["negative: without classifier-free"]),
     "threshold on latents": (["--threshold=clip"], ["threshold=clip: the latents of a first stage have no range"]),
     "picture that is not there": (["--init_image=/nowhere.png", "--strength=0.5"], ["--init_image=/nowhere.png: no such file"]),
+    "size that does not fit": (["--size=36x32"], ["multiples of 8; nearest: 32x32"]),
+    "handover without a refiner": (["--handover=0.5"], ["handover: there is no refiner"]),
+    "tile of nothing": (["--tile=0"], ["tile=0: expected the side of a tile in latents"]),
     "unknown grid": (["--grid=even"], ["grid.name='even': expected one of"]),
 }
 

@@ -86,7 +86,8 @@ def test_a_whole_tokenizer_file(folders, tmp_path):
     theirs.save_pretrained(tmp_path)
     assert not (tmp_path / "vocab.json").exists()
     ours, plain = load_tokenizer(tmp_path, "clip"), load_tokenizer(folders["bang"], "clip")
-    assert ours == plain and ours.ids(LONG) == plain.ids(LONG) and ours.decode(ours.ids("a cat, dog")) == "a cat , dog"
+    assert ours == plain and all(ours.ids(text) == plain.ids(text) for text in (LONG, "a"))
+    assert ours.decode(ours.ids("a cat, dog")) == "a cat , dog"
 
 
 def damaged(folder, case):

@@ -15,15 +15,12 @@ SMALL = {  # kind: width, multipliers, attended, depth
     "sd1": smaller("sd1", 32, (1, 2), (1,)),
     "sd2": smaller("sd2", 64, (1, 2), (1,)),
     "sdxl": smaller("sdxl", 64, (1, 2), (2,), depth=(1, 2)),
-    "sd2-x4-upscaler": smaller("sd2-x4-upscaler", 32, (1, 2, 2), (2, 4), text=48),
+    "sd2-x4-upscaler": smaller("sd2-x4-upscaler", 32, (1, 2, 2), (2, 4), text=48, levels=20),
     "lsun-churches256": smaller("lsun-churches256", 32, (1, 2), (1,), blocks=2),
     "text2img256": smaller("text2img256", 32, (1, 2), (2,), blocks=2),
     "cin256-v2": smaller("cin256-v2", 32, (1, 2), (2,)),
     "inpainting-big": smaller("inpainting-big", 32, (1, 2), ()),
 }
-UPSCALER = SMALL["sd2-x4-upscaler"]
-SMALL["sd2-x4-upscaler"] = dataclasses.replace(UPSCALER, sections=UPSCALER.sections | {"conditioner": UPSCALER.sections["conditioner"] | {
-    "parts": (UPSCALER.sections["conditioner"]["parts"][0], dict(name="low_resolution", levels=20, width=128))}})
 
 
 class Files(dict):
@@ -57,8 +54,7 @@ def test_where_the_parts_stand(files):
     churches = files["lsun-churches256"] | {"model_ema.diffusion_modelout2bias": (4,)}
     assert recognise(churches)[1] == Parts("model.diffusion_model.", "model_ema.", "first_stage_model.", (), "conv", "", True,
                                            ("lsun-churches256",))
-    upscaler = recognise(files["sd2-x4-upscaler"])[1]
-    assert upscaler.conditioner == (("cond_stage_model.model.", "openclip"), ("model.diffusion_model.label_emb.", "labels"))
+    assert recognise(files["sd2-x4-upscaler"])[1].conditioner == (("cond_stage_model.model.", "openclip"),)
     again = {f"cond_stage_model.{name.removeprefix('first_stage_model.')}": shape for name, shape in files["inpainting-big"].items()
              if name.startswith("first_stage_model.")}
     assert recognise(files["inpainting-big"] | again)[1].conditioner == (("cond_stage_model.", "first_stage"),)

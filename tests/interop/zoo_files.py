@@ -67,8 +67,9 @@ def published(kind) -> dict:
     return single_file_shapes(ZOO[kind])
 
 
-def smaller(kind, width, multipliers, attended, blocks=1, depth=None, text=64):
-    """A relative of a row: narrow, of fewer levels, with a first stage of 2 levels and encoders of `text` channels and 2 layers."""
+def smaller(kind, width, multipliers, attended, blocks=1, depth=None, text=64, levels=0):
+    """A relative of a row: narrow, of fewer levels, with a first stage of 2 levels and encoders of `text` channels and 2 layers;
+    levels: of noise, that an upscaler is told."""
     row, net = ZOO[kind], NETS[kind]
     net = dataclasses.replace(net, width=width, multipliers=multipliers, attended=attended, blocks=blocks, depth=depth or net.depth)
     stage = row.first_stage | dict(width=32, multipliers=(1, 2), blocks=1, attention=())
@@ -83,7 +84,9 @@ def smaller(kind, width, multipliers, attended, blocks=1, depth=None, text=64):
             ids = dict(bos=298, eos=299, pad=299 if part["pad"] else 0, projection=text if part.get("projection") else 0)
             return part | (ids if clip else {})
         return part | {key: narrow(part[key]) for key in ("first", "second") if key in part} | (
-            dict(width=text) if part["name"] in ("class", "tokens") else {}) | (
+            dict(width=text) if part.get("name") in ("class", "tokens") else {}) | (
+            dict(levels=levels, width=4 * width) if part.get("levels") else {}) | (
+            dict(halvings=1) if part.get("name") == "semantic_map" else {}) | (
             dict(parts=tuple(map(narrow, part["parts"]))) if "parts" in part else {})
 
     sections = dict(row.sections) | dict(network=net.section(), conditioner=narrow(row.sections["conditioner"]))

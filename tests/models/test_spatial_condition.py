@@ -17,6 +17,7 @@ from ldm_jax.models.conditioners import conditioner
 from ldm_jax.models.several_condition import Several, joined
 from ldm_jax.models.size_condition import Sizes
 from ldm_jax.models.spatial_condition import Depth, Inpainting, LowResolution, SemanticMap
+from ldm_jax.models.text_condition import ClipText
 from ldm_jax.ops.resample import bicubic
 from tests.nn.parity import agree
 
@@ -153,6 +154,17 @@ def test_each_part_is_dropped_at_its_own_rate(several):
     everything = made.apply(variables, fields, np.array([True, True]), pooled)
     assert np.array_equal(everything.vector, null.vector)
     assert dropped(ClassConditioner(4, 6, 0.2), np.float32([0.1, 0.2])).tolist() == [True, False]
+
+
+def test_a_part_that_is_never_dropped_is_never_asked_for_its_null():
+    """Mistake: a text of rate 0 that guidance replaces by the empty text."""
+    text = ClipText(width=4, layers=1, heads=1, vocabulary=9, length=4, bos=7, eos=8, pad=0, final_norm=False, drop=0.0)
+    both, fields = Several((text, Sizes(2, 4, drop=0.5))), {"tokens": np.int32([[[7, 3, 8, 0]]]), "sizes": np.float32([[3, 4]])}
+    told, variables = both.init_with_output(jax.random.key(0), fields)
+    null = both.apply(variables, 1, fields, method="null")
+    assert np.array_equal(null.tokens, told.tokens) and not np.asarray(null.vector).any()
+    with pytest.raises(UserError, match="tokens: this model is always told it"):
+        both.apply(variables, 1, method="null")
 
 
 @pytest.mark.parametrize("module, fields, words", [

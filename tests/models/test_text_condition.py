@@ -37,7 +37,7 @@ def made(name):
 @pytest.mark.parametrize("name", SECTIONS)
 def test_dropped_texts_get_the_null_and_no_other(name):
     """Mistake: the whole batch dropped, a null of other ids or of one window only, weights left on what is dropped, tokens of
-    windows mixed between examples, the pooled vector of the last window.
+    windows mixed between examples, the pooled vector of the last window, the mean of two encoders' tokens restored as one.
     """
     conditioner, params = made(name)
     ids = np.int32([[ONE, TWO], [TWO, ONE]])
@@ -58,6 +58,10 @@ def test_dropped_texts_get_the_null_and_no_other(name):
     assert not np.allclose(first.tokens[1], null.tokens[1, :6], atol=0.1)
     assert not np.allclose(told.tokens[0, :6], told.tokens[0, 6:], atol=0.1)
     assert np.array_equal(null.tokens[0, :6], null.tokens[1, 6:])
+    for part in (slice(0, 8), slice(8, width)):  # the window TWO of the first example, weighted encoder by encoder
+        plain = np.asarray(first.tokens)[1, :, part]
+        scaled = plain * weights[0, 6:, None]
+        np.testing.assert_allclose(told.tokens[0, 6:, part], scaled * plain.mean() / scaled.mean() if plain.size else plain, rtol=1e-4)
     assert (np.asarray(null.tokens) == 0).all() == (SECTIONS[name].get("untold") == "zeros")
     assert conditioner.tells == (("tokens", "vector") if vector else ("tokens",))
     if vector:

@@ -14,6 +14,7 @@ from ldm_jax.core.keys import base_key
 from ldm_jax.core.trees import content_digest, paths
 from ldm_jax.loading import Opened
 from ldm_jax.models.lora import Lora
+from ldm_jax.publishing import publish
 from ldm_jax.train.lora_stage import LoraStage
 from ldm_jax.train.sharding import make_mesh
 from tests.untrained import save_untrained
@@ -78,7 +79,7 @@ def test_the_inner_stage_sees_the_base_with_the_lora_in_it():
 @pytest.fixture(scope="module")
 def models(place):
     """The base, and what its LoRA makes of it."""
-    pipeline.export(place / "lora", place / "bundle")
+    publish(place / "lora", place / "bundle")
     return pipeline.load(place / "ldm"), pipeline.load(place / "lora")
 
 
