@@ -64,7 +64,8 @@ def refined(model, asked, way: Way, section: Mapping) -> Way:
     if way.table is None:
         raise UserError("refiner: this sampler has no rows to hand over; take a sampler of a table, as ddim")
     conditioner = refiner.experiment.conditioner
-    if way.needs_null and not (conditioner.fields and conditioner.drop):
+    null = getattr(asked.refiner_condition, "null", None)
+    if way.needs_null and null is None and not (conditioner.fields and conditioner.drop):
         raise UserError("refiner: it was trained without a condition that is dropped, so it knows no null; set guidance=1")
     parts = parts_of(refiner.experiment)
     program = way_of(parts, section, 1.0 if asked.strength is None else asked.strength).guidance

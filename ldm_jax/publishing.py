@@ -90,7 +90,7 @@ def publish(path, out, form: str = "bundle", *, weights: str = "ema", dtype: str
         written = _write_bundle(opened, out, weights)
     else:
         told = dataclasses.replace(sayable(opened, weights), progress=progress)
-        written = _write_compvis(told, out, dtype) if form == "compvis" else _write_diffusers(told, opened, out, dtype, str(path))
+        written = _write_compvis(told, out, dtype) if form == "compvis" else write_diffusers(told, opened, out, dtype, str(path))
     return f"{out}: {opened.manifest.task} of step {opened.manifest.step}, {opened.which(weights)} weights, as {form}, {written}"
 
 
@@ -166,7 +166,7 @@ def _write_compvis(told: Sayable, out, dtype: str) -> str:
     return f"{len(weights.specs)} tensors"
 
 
-def _write_diffusers(told: Sayable, opened: Opened, out, dtype: str, origin: str) -> str:
+def write_diffusers(told: Sayable, opened: Opened, out, dtype: str, origin: str) -> str:
     description, name = told.description, pathlib.Path(out).resolve().name
     read = "" if opened.manifest.step or not published.is_published(origin) else f"read from {pathlib.Path(origin).name}"
     if not description.sections:

@@ -14,7 +14,7 @@ import pytest
 
 import ldm_jax as ldm
 from ldm_jax import output, pipeline, tiles
-from ldm_jax.asked import prepare
+from ldm_jax.asked import given_of, prepare
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.trees import paths
 from ldm_jax.core.types import Condition
@@ -124,7 +124,7 @@ def test_where_a_size_comes_from():
 
 def test_a_size_of_a_condition_reaches_the_sample(model, told):
     """Catches a sample that starts at the trained size although its condition's image has another: the network would refuse it."""
-    image = Condition(vector=told.vector if isinstance(told, Condition) else told.given.vector, image=np.zeros((1, 6, 14, 3), np.float32))
+    image = Condition(vector=given_of(told).vector, image=np.zeros((1, 6, 14, 3), np.float32))
     for one in (image, Guided(image, None)):
         with pytest.raises(UserError, match="size 32x32: the condition's image was made for 56x24"):
             model.sample(one, seeds=SEEDS, **FEW | {"size": (32, 32)})
@@ -219,7 +219,7 @@ def test_a_refiner_that_is_the_model_changes_nothing(model, told):
 def test_the_refiner_gets_the_last_rows(model, refiner, told):
     """Catches rows on the wrong network, the base's condition or null told to the refiner, and a callback that misses rows."""
     way = way_for(model, CALM | {"guidance": 2.0})
-    other, state = model.condition([3, 4]), start(way.table, image_keys(SEEDS), SHAPE)
+    other, state = refiner.condition([3, 4]), start(way.table, image_keys(SEEDS), SHAPE)
     for part, condition, until in ((model, told, 8), (refiner, other, 10)):  # the times 199 and 99 are the refiner's
         guided = Guided(part.spread(condition, 2), part.spread(part.null(1), 2))
         state = advance(parts_of(part.experiment).denoise(), part.params, way.table, state, guided, way.guidance, until)
@@ -228,7 +228,7 @@ def test_the_refiner_gets_the_last_rows(model, refiner, told):
                  **CALM)
     assert [glimpse.row for glimpse in seen] == [3, 6, 9, 10]
     np.testing.assert_allclose(seen[-1].latents, state.x, atol=1e-4)
-    negative = Guided(other, model.condition([7]))
+    negative = Guided(given_of(other), given_of(refiner.condition([7])))
     changed = last_of(model, told, refiner=refiner, refiner_condition=negative, guidance=2.0, **CALM)
     assert np.abs(changed - seen[-1].latents).max() > 1e-3, "the refiner's own negative condition is not read"
 

@@ -24,7 +24,7 @@ from ldm_jax.models.text_condition import BertText
 from ldm_jax.models.units import LatentUnits
 from ldm_jax.ops.images import write_png
 from ldm_jax.pipeline import Model
-from ldm_jax.said import Said, parse_pair, read_prompts, with_last
+from ldm_jax.said import Said, condition_beside, parse_pair, read_prompts, with_last
 from ldm_jax.tokenized import skipping
 from ldm_jax.train.sharding import make_mesh
 from tests.data.vocabularies import bert_folder, clip_folder
@@ -188,10 +188,10 @@ def test_tokenizers_belong_to_the_model(make_model, sections, vocabulary, model,
 
 def test_a_small_image_is_noised_by_its_own_seed(make_model):
     """Mistakes: one noise for the batch, noise that depends on the place in it, a level that is not told."""
-    upscaler = make_model(dict(name="low_resolution", levels=10, width=16), **{"network.vector": "added"})
+    upscaler = make_model(dict(name="low_resolution", levels=10, width=32), **{"network.vector": "added"})
     small = IMAGES
     told = upscaler.condition(low_res=small, noise_level=[5], noise_seeds=[3, 4])
-    assert told.null is None and told.given.vector.shape == (2, 16)
+    assert told.null is None and told.given.vector.shape == (2, 32)
     alone = upscaler.condition(low_res=small[1:], noise_level=[5], noise_seeds=[4])
     np.testing.assert_allclose(alone.given.image, told.given.image[1:], atol=1e-6)
     same_image = upscaler.condition(low_res=small[:1], noise_level=[5], noise_seeds=[3, 4]).given.image
@@ -201,7 +201,8 @@ def test_a_small_image_is_noised_by_its_own_seed(make_model):
 
 
 def test_the_refiners_null_has_its_own_rating(make_model, sections):
-    """Mistake: a rating of 6 on both sides, or numbers in another order than the published."""
+    """Mistakes: a rating of 6 on both sides, numbers in another order than the published, a size that the refiner is not told, and a
+    number that it does not read."""
     text = dict(sections["parts"][0], vector="pooled", projection=8)
     refiner = make_model({"name": "several", "parts": (text, dict(name="sizes", count=5, width=4))}, **{"network.levels": TRANSFORMER})
     told = refiner.condition(original_size=(64, 48), aesthetic=7.0)
@@ -209,6 +210,8 @@ def test_the_refiners_null_has_its_own_rating(make_model, sections):
     assert told.given.vector.shape == (1, 8 + 20)
     np.testing.assert_allclose([told.given.vector[0, -4], told.null.vector[0, -4]], rating, atol=1e-5)
     np.testing.assert_allclose(told.given.vector[0, 8], np.cos(48.0), atol=1e-5)
+    request = output.Request(1, making={"size": (48, 64)}, said=Said(numbers={"target_size": (8, 8)}))
+    np.testing.assert_allclose(condition_beside(refiner, request).given.vector[0, 8], np.cos(64.0), atol=1e-5)
 
 
 def test_the_command_says_it_all(model, monkeypatch, tmp_path):
@@ -236,6 +239,7 @@ def test_the_command_says_it_all(model, monkeypatch, tmp_path):
     page = json.loads(text)
     assert page["images"][2] == {"file": "000002.png", "seed": 2, "condition": {"label": None, "prompt": "a (cat:1.5)"},
                                  "negative": {"prompt": "a dog"}}
+    assert [image["condition"]["prompt"] for image in page["images"]] == ["a (cat:1.5)", "red dog", "a (cat:1.5)"]
     assert page["crop"] == [1, 2] and page["init_image"]["file"] == "digit.png" and str(tmp_path) not in text
     for changes, words in (({"sampling": {"guidance": 1.0}}, "--negative_prompt: without classifier-free guidance"),
                            ({"pictures": output.pictures_of(str(tmp_path / "digit.png"), "", 0.5)}, "--mask: this model fills in"),
