@@ -125,8 +125,9 @@ def help_page(about: str) -> str:
     shown = [*ours, *sorted(shared, key=lambda flag: flag.name == "debug")]
     width = max(len(flag.name) for flag in shown) + 1
     for flag in shown:
-        default = "" if flag.boolean or flag.default in (None, "") else f" [{flag.default}]"
-        lines.append(f"  --{flag.name:<{width}}{flag.help}{default}")
+        default = "" if flag.boolean or flag.default in (None, "", []) else f" [{flag.default}]"
+        told, _, _ = flag.help.partition(";\n")  # absl adds a line to flags that may be repeated
+        lines.append(f"  --{flag.name:<{width}}{told}{default}")
     return "\n".join(lines)
 
 
