@@ -55,6 +55,7 @@ class Adapted(Opened):
 
     def __init__(self, opened: Opened, lora):
         self.found, self.store, self.lora, self.tokenizers = opened.found, opened.store, lora, ()
+        self.told = ()
         config = opened.manifest.config | {"lora": choices.LATER["lora"], "init_from": ""}
         self.record = self.store.record(self.found.step, RECORD)
         self.manifest = dataclasses.replace(opened.manifest, config=config, parameter_count=self.record["parameters"])

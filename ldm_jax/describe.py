@@ -99,7 +99,7 @@ def _rate(experiment) -> str:
 
 
 def page(path, reading: Reading = ITSELF) -> str:
-    """A checkpoint, ours or published, explained: task, sizes, latent units, training record, first stage, versions, every array of its parameters."""
+    """A checkpoint, or a model of others, explained: task, sizes, latent units, training record, first stage, versions, every array."""
     opened = Opened(path, reading)
     manifest = opened.manifest
     lines = [f"{opened.folder}: {manifest.task}, step {manifest.step}, {manifest.parameter_count:,} parameters"]
