@@ -76,7 +76,9 @@ class Adapted(Opened):
                             f"{digest[:12]}, and was {self.record['digest'][:12]}. Put the old one back, or train anew")
 
     def params(self, weights: str, abstract, mesh: Mesh):
-        base = self.base().params("ema", abstract, mesh)
+        opened = self.base()
+        self.tokenizers = opened.tokenizers
+        base = opened.params("ema", abstract, mesh)
         self._same(base)
         return merged(base, [(self.tree(weights, abstract, mesh), 1.0)], mesh)
 
