@@ -68,7 +68,7 @@ def test_damage_is_found(file, tmp_path):
     (tmp_path / "nan.safetensors").write_bytes(whole[:at] + np.float32(np.nan).tobytes() + whole[at + 4:])
     (tmp_path / "text.safetensors").write_text("<html>not found</html>")
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
-    for bad, match in (("short", "truncated|does not|cover"), ("nan", "decoder.conv_in.weight: numbers that are not finite"), ("text", "a web page"),
+    for bad, match in (("short", "truncated|does not|cover"), ("nan", "decoder.conv_in.weight: .* not finite"), ("text", "a web page"),
                        ("other", "no U-Net .* and no autoencoder")):
         with pytest.raises(UserError, match=match):
             ldm.load(tmp_path / f"{bad}.safetensors")

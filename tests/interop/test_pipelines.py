@@ -1,8 +1,13 @@
 """Whole pipelines against stock diffusers, live: tokenise, encode, sample, decode, from the same noise and the same folder."""
 
+import pathlib
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -12,6 +17,7 @@ from ldm_jax.core.trees import paths  # noqa: E402
 from tests.interop import tiny  # noqa: E402
 from tests.nn.parity import agree, from_torch, to_torch  # noqa: E402
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS, WEIGHT = 10, 3.0
 PROMPTS = ["a red cat", "dog, dogs"]
 
@@ -65,3 +71,32 @@ def test_a_whole_pipeline(folders, name):
     latents, images = ours(model, noise, condition, guidance=guidance)
     held = dict(paths({"model": model.params, "first_stage": model.first_params}))
     agree(f"{name}, pixels", images, theirs, limit=1e-4, of=held)
+
+
+def test_an_inpainting_pipeline(folders):
+    """Mistake: mask and masked image exchanged, the hole of another colour, the mask of another pixel, an unscaled latent."""
+    pipe, folder = folders("sd1_inpainting")
+    model = ldm.load(folder)
+    rng = np.random.default_rng(1)
+    noise = rng.standard_normal((1, 8, 8, 4)).astype(np.float32)
+    image, mask = rng.integers(0, 256, (16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8)
+    mask[3:9, 5:16] = 255
+    theirs = pipe(PROMPTS[0], image=Image.fromarray(image), mask_image=Image.fromarray(mask), latents=to_torch(noise), height=16, width=16,
+                  strength=1.0, num_inference_steps=STEPS, guidance_scale=WEIGHT, output_type="np").images
+    told = model.condition(prompts=PROMPTS[:1], image=image[None], mask=(mask >= 128)[None])
+    agree("sd1_inpainting, pixels", ours(model, noise, told, guidance=WEIGHT)[1], theirs, limit=1e-4)
+
+
+def test_the_command_line_reads_the_folder(folders, tmp_path):
+    """Mistake: a prompt, a tokenizer or a size that only the Python API knows."""
+    _, folder = folders("sd1")
+    model = ldm.load(folder)
+    flags = ("--prompt=a (red:1.2) cat", "--negative_prompt=dog", "--steps=2", "--num_samples=2", "--size=24x16")
+    done = subprocess.run([sys.executable, "sample.py", f"--model={folder}", *flags, f"--out={tmp_path / 'out'}"], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = model.condition(prompts=["a (red:1.2) cat"], negative_prompts=["dog"])
+    wanted = model.sample(told, seeds=[0, 1], steps=2, size=(24, 16))
+    found = np.load(tmp_path / "out" / "samples.npz")["arr_0"]
+    assert found.shape == (2, 16, 24, 3) and np.abs(found.astype(int) - wanted).max() <= 1
+    assert "a (red:1.2) cat" in (tmp_path / "out" / "samples.json").read_text()
