@@ -132,6 +132,9 @@ def _folder(path: pathlib.Path, kind: str, variant: str) -> Published:
     """kind: only compared, for a folder says what it is."""
     folder = read_folder(path, variant)
     description = describe_folder(folder.jsons)
+    if description.sections and "conditioner" not in description.sections:
+        raise UserError(f"{path}: a U-Net alone, which does not say how it was trained nor what it is told: give the folder that it stands "
+                        "in, with model_index.json")
     if kind and description.kind and kind != description.kind:
         raise UserError(f"{path}: kind={kind} does not fit: its settings say {description.kind}; leave it away")
     found = folder.components

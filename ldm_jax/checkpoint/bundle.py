@@ -197,5 +197,5 @@ def open_any(path) -> Found:
     if kind == "bundle":
         return Found("bundle", str(path), None)
     what = "is there, but is none of these" if path.exists() else "does not exist"
-    raise UserError(f"{path} {what}: expected a run folder (with {STEPS}/), one step of it ({STEPS}/<step>), or a bundle "
-                    f"({WEIGHTS} + {PAGE})")
+    raise UserError(f"{path} {what}: expected a run folder (with {STEPS}/), one step of it ({STEPS}/<step>), a bundle "
+                    f"({WEIGHTS} + {PAGE}), a folder of diffusers (with model_index.json), or a .ckpt or .safetensors file")
