@@ -67,11 +67,12 @@ def main() -> None:
                                      "handover": HANDOVER.value}, said=said)
     workdir.initialise(*PROCESSES())
     loaded = {"weights": WEIGHTS.value, "dtype": DTYPE.value or None}
-    model = pipeline.load(MODEL.value, kind=KIND.value, variant=VARIANT.value, **loaded)
+    model = pipeline.load(MODEL.value, kind=KIND.value, variant=VARIANT.value, **loaded | ({"dtype": None} if LORA.value else {}))
     folders = TOKENIZER.value.split(",") if TOKENIZER.value else []
     model = model.with_tokenizer(*folders) if folders else model
     for path, scale in map(pipeline.parse_lora, LORA.value or ()):
         model = model.with_lora(path, scale)
+    model = model.in_dtype(DTYPE.value) if LORA.value and DTYPE.value else model
     for flag in (GUIDE, REFINER):
         if flag.value:
             other = with_last(pipeline.load(flag.value, mesh=model.mesh, **loaded), folders)

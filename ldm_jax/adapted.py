@@ -1,12 +1,14 @@
 """LoRAs at the door: a run that holds one opens as the model it makes with its base; a model takes on LoRAs from runs and files."""
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
@@ -54,12 +56,12 @@ class Adapted(Opened):
     """A step of a LoRA's run: its parameters are the base's with the LoRA in them, and its manifest is that of such a model."""
 
     def __init__(self, opened: Opened, lora):
-        self.found, self.store, self.lora, self.tokenizers = opened.found, opened.store, lora, ()
-        self.told = ()
+        self.found, self.store, self.lora, self.told = opened.found, opened.store, lora, ()
         config = opened.manifest.config | {"lora": choices.LATER["lora"], "init_from": ""}
         self.record = self.store.record(self.found.step, RECORD)
         self.manifest = dataclasses.replace(opened.manifest, config=config, parameter_count=self.record["parameters"])
 
+    @functools.cached_property
     def base(self) -> Opened:
         """The model that the LoRA was trained on."""
         folder = epath.Path(os.path.normpath(os.path.join(os.path.realpath(self.folder), self.record["path"])))
@@ -69,21 +71,23 @@ class Adapted(Opened):
         except UserError as error:
             raise UserError(f"{self.folder} is a LoRA of step {self.record['step']} of {folder}: {error}") from None
 
+    @property
+    def tokenizers(self) -> tuple:
+        return self.base.tokenizers
+
     def _same(self, params) -> None:
         digest = content_digest(jax.device_get(params))
         if digest != self.record["digest"]:
             raise UserError(f"the base {self.record['path']} has changed since {self.folder} was trained on it: its digest is "
                             f"{digest[:12]}, and was {self.record['digest'][:12]}. Put the old one back, or train anew")
 
-    def params(self, weights: str, abstract, mesh: Mesh):
-        opened = self.base()
-        self.tokenizers = opened.tokenizers
-        base = opened.params("ema", abstract, mesh)
+    def params(self, weights: str, abstract, mesh: Mesh, narrow=None):
+        base = self.base.params("ema", abstract, mesh)
         self._same(base)
         return merged(base, [(self.tree(weights, abstract, mesh), 1.0)], mesh)
 
     def everything(self, weights: str, mesh: Mesh):
-        base = jax.tree.map(np.asarray, self.base().everything("ema", mesh))
+        base = jax.tree.map(np.asarray, self.base.everything("ema", mesh))
         self._same(base)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), base)
         return jax.device_get(merge(base, [(self.tree(weights, shapes, mesh), 1.0)]))
@@ -94,7 +98,7 @@ class Adapted(Opened):
         return self.lora.whole(super().params(weights, shapes, mesh))
 
     def shapes(self):
-        return self.base().shapes()
+        return self.base.shapes()
 
 
 def lora_tree(model, path) -> dict:
@@ -119,6 +123,8 @@ def with_lora(model, path, scale: float):
     model.need_diffusion("a LoRA")
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
         raise UserError(f"scale={scale!r}: expected a finite number, 1 for a LoRA as it was trained")
+    if any(leaf.dtype != jnp.float32 for leaf in jax.tree.leaves(model.params)):
+        raise UserError("this model's kernels are rounded already: load it in float32, take its LoRAs, then model.in_dtype('bfloat16')")
     tree = lora_tree(model, path)
     params = merged(model.params, [(tree, float(scale))], model.mesh)
     named = {"model": jax.device_get(params)} | ({"first_stage": jax.device_get(model.first_params)} if model.manifest.first_stage else {})

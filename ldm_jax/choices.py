@@ -53,6 +53,9 @@ class Facts:
 
 def open_source(config: Mapping, split: str):
     """The source of a split, chosen from config.data.source."""
+    if config["data"]["source"] == {"name": "images", "folder": ""}:
+        raise UserError("config.data.source.folder is empty: name a folder of images, as --config.data.source.folder=photos (a published "
+                        "model came without its data, and is not measured on it)")
     return choose(SOURCES, config["data"]["source"], "config.data.source", split=split)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.shapes import expect
-from ldm_jax.core.trees import paths
+from ldm_jax.core.trees import nested, paths
 from ldm_jax.data.prompts import encode_prompts
 from ldm_jax.data.tokenizers import Tokenizer, load_tokenizer
 from ldm_jax.interop import mapped
@@ -27,7 +27,6 @@ from ldm_jax.interop.text_names import clip_text_places, clip_vision_places
 from ldm_jax.models.image_encoder import ClipImageEncoder, VisionSpec, fitted
 from ldm_jax.models.text_encoder import ClipSpec, ClipTextEncoder
 from ldm_jax.ops.images import from_uint8
-from ldm_jax.published import nested
 
 PART = 64  # images or texts at a time
 KINDS = {"CLIPModel": ("text", "vision"), "CLIPVisionModelWithProjection": ("vision",), "CLIPTextModelWithProjection": ("text",)}

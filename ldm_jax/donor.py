@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ldm_jax import experiment as ex
 from ldm_jax.adapted import Base, open_model
 from ldm_jax.checkpoint.items import compare
+from ldm_jax.choices import adapts
 from ldm_jax.config_tree import from_json
 from ldm_jax.core.choose import typed
 from ldm_jax.core.errors import UserError
@@ -35,6 +36,10 @@ def open_donor(config: Mapping) -> Opened:
         if name in theirs and theirs[name] != config[name]:
             raise UserError(f"{config['init_from']} was trained with {name} {typed(theirs[name])}, and config.{name} is "
                             f"{typed(config[name])}; to go on from it write --config.{name}='{typed(theirs[name])}'")
+    differing = [name for name in ("network", "conditioner", "schedule") if adapts(config) and theirs[name] != config[name]]
+    if differing:
+        raise UserError(f"{config['init_from']} has another {', '.join(differing)} than this config, which its LoRA would be run with: "
+                        f"there config.{differing[0]} is {typed(theirs[differing[0]])}")
     return opened
 
 

@@ -3,10 +3,11 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -18,7 +19,7 @@ from ldm_jax.checkpoint.items import compare
 from ldm_jax.checkpoint.manifest import Manifest
 from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
-from ldm_jax.core.trees import content_digest, count, paths
+from ldm_jax.core.trees import content_digest, count, map_with_path, paths
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.models.units import LatentUnits
 from ldm_jax.train.sharding import replicated
@@ -52,7 +53,7 @@ class Opened:
             self.trees, self.manifest = published.as_bundle(opened)
             self.found, self.tokenizers, self.told = Found("bundle", str(path), None), opened.tokenizers, opened.told
             return
-        if reading != ITSELF:
+        if reading != ITSELF and epath.Path(path).exists():
             raise UserError(f"kind={reading.kind!r}, variant={reading.variant!r}: {path} is of ldm_jax's own, which says what it is")
         self.found = open_any(path)
         if self.found.kind == "bundle":
@@ -68,8 +69,8 @@ class Opened:
         folder = epath.Path(self.found.folder)
         return folder if self.found.kind == "bundle" else folder.parent
 
-    def params(self, weights: str, abstract, mesh: Mesh):
-        """The parameters on every device of the mesh, strictly of the shapes of `abstract`.
+    def params(self, weights: str, abstract, mesh: Mesh, narrow: Callable | None = None):
+        """The parameters on every device of the mesh, strictly of the shapes of `abstract`; narrow: see `placed`.
 
         Raises:
           UserError: leaves that do not fit, or weights that a bundle was not exported with.
@@ -79,7 +80,7 @@ class Opened:
             return self.store.restore(self.found.step, ITEMS[self.which(weights)], abstract)
         if self.which(weights) != self.manifest.weights:
             raise UserError(f"{self.found.folder} holds the {self.manifest.weights} weights only; export the run again for {weights}")
-        return placed(self.trees["model"], abstract, f"the bundle {self.found.folder}")
+        return placed(self.trees["model"], abstract, f"the bundle {self.found.folder}", narrow)
 
     def everything(self, weights: str, mesh: Mesh):
         """The parameters as nested dicts of host arrays, whatever their model."""
@@ -93,7 +94,9 @@ class Opened:
         return self.trees["model"] if self.found.kind == "bundle" else self.store.stored(self.found.step, "params")
 
     def which(self, weights: str) -> str:
-        """"ema" where it is asked for and the run kept an average; "raw" otherwise."""
+        """"ema" where it is asked for and the run kept an average; "raw" otherwise. Raises UserError: another word."""
+        if weights not in ITEMS:
+            raise UserError(f"weights={weights!r}: expected one of {', '.join(ITEMS)}")
         return "ema" if weights == "ema" and self.manifest.config["ema"]["decay"] > 0 else "raw"
 
 
@@ -102,10 +105,20 @@ def everywhere(abstract, mesh: Mesh):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract)
 
 
-def placed(tree, abstract, where: str):
-    """Host arrays onto the shardings of `abstract`, after a strict comparison of paths, shapes and dtypes."""
-    compare(dict(paths(tree)), dict(paths(abstract)), where)
-    return jax.tree.map(lambda a, x: jax.make_array_from_callback(a.shape, a.sharding, lambda index: x[index]), abstract, tree)
+def placed(tree, abstract, where: str, narrow: Callable | None = None):
+    """Host arrays onto the shardings of `abstract`, one after the other, after a strict comparison of paths, shapes and dtypes.
+
+    narrow(path, array) -> what is placed in the array's place, as in another dtype.
+    """
+    given = dict(paths(tree))
+    compare(given, dict(paths(abstract)), where)
+
+    def one(path, a):
+        array = np.asarray(given[path])
+        array = array if narrow is None else narrow(path, array)
+        return jax.make_array_from_callback(a.shape, a.sharding, lambda index: array[index])
+
+    return map_with_path(one, abstract)
 
 
 @dataclasses.dataclass(frozen=True)

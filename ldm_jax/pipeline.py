@@ -1,6 +1,7 @@
 """The Python API: `load` a trained model, then encode, decode and sample with it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from ldm_jax.diffusion.sample import advance, image_keys
 from ldm_jax.loading import Reading, load_first_stage, trained_on
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.ops.images import from_uint8, to_uint8
-from ldm_jax.precision import check_dtype, in_dtype
+from ldm_jax.precision import check_dtype, in_dtype, narrowed
 from ldm_jax.sampling import KEYS, generate, parts_of
 from ldm_jax.sampling import NetworkCall as NetworkCall
 from ldm_jax.tiles import PART, Share, decoded, encoded
@@ -216,6 +217,11 @@ class Model:
         ways = self.mesh.devices.size
         return -(-max(number, 1) // ways) * ways
 
+    def in_dtype(self, dtype: str) -> "Model":
+        """This model computing in "bfloat16" or "float32", in the place of the one given; see `load`. After its LoRAs."""
+        check_dtype(dtype)
+        return in_dtype(self, dtype)
+
     def with_lora(self, path, scale: float = 1.0) -> "Model":
         """This model with `scale` times a LoRA added to its parameters: of a run that trained one, or a file of kohya's or diffusers'.
 
@@ -261,8 +267,10 @@ def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None
     first = trained_on(opened, mesh)
     experiment = ex.build(config, facts, first and first.stage)
     abstract = ex.parameter_shapes(experiment)
-    params = opened.params(weights, abstract, mesh)
-    digest = content_digest({"model": jax.device_get(params)} | ({"first_stage": jax.device_get(first.params)} if first else {}))
+    lean = dtype == "bfloat16" and opened.found.kind == "bundle"  # read array by array, so that the wide ones are never there together
+    params = opened.params(weights, abstract, mesh, functools.partial(narrowed, dtype=dtype) if lean else None)
+    held = opened.trees["model"] if lean else jax.device_get(params)
+    digest = content_digest({"model": held} | ({"first_stage": jax.device_get(first.params)} if first else {}))
     model = in_dtype(Model(experiment, experiment.first_stage, params, first.params if first else {}, manifest, digest, mesh), dtype)
     return model.with_tokenizer(*opened.tokenizers) if opened.tokenizers else model
 

@@ -36,13 +36,18 @@ def computing_in(module: Any, dtype: str) -> Any:
     return module.clone(**changed | ({"dtype": dtype} if "dtype" in inner else {}))
 
 
+def narrowed(path: str, leaf, dtype: str):
+    """One array, on the host or a device, as a model in `dtype` keeps it."""
+    *layers, name = path.split("/")
+    return leaf if name != "kernel" or KEPT & set(layers) or leaf.dtype == DTYPES[dtype] else leaf.astype(DTYPES[dtype])
+
+
 def stored_in(params, dtype: str):
     """A tree of host or device arrays with its kernels in `dtype`, leaf by leaf; on a device the wider one is deleted at once."""
     def one(path: str, leaf):
-        *layers, name = path.split("/")
-        if name != "kernel" or KEPT & set(layers) or leaf.dtype == DTYPES[dtype]:
+        narrow = narrowed(path, leaf, dtype)
+        if narrow is leaf:
             return leaf
-        narrow = leaf.astype(DTYPES[dtype])
         if isinstance(leaf, jax.Array):
             narrow.block_until_ready()
             leaf.delete()

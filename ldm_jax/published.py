@@ -14,7 +14,7 @@ from ldm_jax.checkpoint import manifest as manifests
 from ldm_jax.checkpoint.manifest import Manifest
 from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
-from ldm_jax.core.trees import content_digest, count, paths
+from ldm_jax.core.trees import content_digest, count, nested, paths
 from ldm_jax.interop import mapped
 from ldm_jax.interop.checks import finite
 from ldm_jax.interop.conditioner_names import Home, compvis_homes, conditioner_places
@@ -27,6 +27,7 @@ from ldm_jax.interop.recognise import recognise
 from ldm_jax.interop.single_file import split
 from ldm_jax.interop.tensors import read_tensors
 from ldm_jax.interop.unet_names import unet_options, unet_places
+from ldm_jax.interop.zoo import ZOO
 from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.models.units import LatentUnits
 
@@ -90,6 +91,8 @@ def open_published(path, kind: str = "", weights: str = "ema", variant: str = ""
       UserError: what the readers raise; no known model, or one of several: say its kind.
     """
     path = pathlib.Path(str(path))
+    if kind and kind not in ZOO:
+        raise UserError(f"kind={kind!r}: expected one of {', '.join(ZOO)}")
     if path.is_dir():
         return _folder(path, kind, variant)
     if variant:
@@ -97,6 +100,8 @@ def open_published(path, kind: str = "", weights: str = "ema", variant: str = ""
     file = read_tensors(path)
     tensors = file.tensors
     if RECORD in file.metadata:
+        if kind:
+            raise UserError(f"kind={kind!r}: {path} was written by ldm_jax and says what it is; leave it away")
         return _own(tensors, file.metadata[RECORD], weights, str(path))
     description, found = recognise(mapped.shapes(tensors), kind, str(path))
     places = {"network": found.network, "first_stage": found.first_stage}
@@ -273,15 +278,3 @@ def as_bundle(published: Published) -> tuple[dict[str, Any], Manifest]:
 def _manifest(published: Published, config: Mapping, tree, reference, units: LatentUnits | None) -> Manifest:
     return Manifest(task=config["task"], config=dict(config), parameter_count=count(tree), step=0, first_stage=reference,
                     latent_units=units and units.to_json(), weights=published.weights)
-
-
-def nested(leaves: Mapping[str, Any]) -> dict:
-    """{"a/b": leaf} -> {"a": {"b": leaf}}."""
-    tree: dict = {}
-    for path, leaf in leaves.items():
-        *parents, last = path.split("/")
-        place = tree
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = leaf
-    return tree

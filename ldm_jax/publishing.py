@@ -27,7 +27,9 @@ from ldm_jax.interop.folding import one_scale, units_folded, vector_folded
 from ldm_jax.interop.places import Place
 from ldm_jax.loading import ITSELF, Opened, Reading, trained_on
 from ldm_jax.loading import TOKENIZERS as TOKENIZERS_OF_BUNDLES
+from ldm_jax.models.conditioners import conditioner
 from ldm_jax.models.units import LatentUnits
+from ldm_jax.tokenized import open_tokenizers
 from ldm_jax.train.sharding import make_mesh
 
 FORMS = ("bundle", "diffusers", "compvis")
@@ -63,7 +65,8 @@ class Sayable:
         return found | ({"homes": homes} if form == "compvis" else {})
 
 
-def publish(path, out, form: str = "bundle", *, weights: str = "ema", dtype: str = "", reading: Reading = ITSELF, progress=None) -> str:
+def publish(path, out, form: str = "bundle", *, weights: str = "ema", dtype: str = "", reading: Reading = ITSELF, progress=None,
+            tokenizers: tuple = ()) -> str:
     """Writes a model, ours or published, in one of FORMS, and says what was written.
 
     Args:
@@ -71,6 +74,7 @@ def publish(path, out, form: str = "bundle", *, weights: str = "ema", dtype: str
       out: a new folder, or a new `.safetensors` file (form "compvis").
       form: "bundle", our own with its manifest; "diffusers"; "compvis".
       weights: "ema" or "raw". dtype: "float32", "float16", "bfloat16"; "" keeps what each tensor is stored in; a bundle is float32.
+      tokenizers: folders with the vocabulary of each text encoder, for a model that came without.
       progress: as `cli.entry.progress`: (total, unit) -> a context whose value is called with the number of tensors written.
 
     Raises:
@@ -81,11 +85,13 @@ def publish(path, out, form: str = "bundle", *, weights: str = "ema", dtype: str
     if form == "bundle" and dtype:
         raise UserError(f"dtype={dtype!r}: a bundle holds what was trained, in float32")
     opened = open_model(path, reading, weights)
+    if tokenizers:
+        opened.tokenizers = checked_tokenizers(opened, tokenizers)
     if form == "bundle":
         written = _write_bundle(opened, out, weights)
     else:
         told = dataclasses.replace(sayable(opened, weights), progress=progress)
-        written = _write_compvis(told, out, dtype) if form == "compvis" else write_diffusers(told, opened, out, dtype, str(path))
+        written = _write_compvis(told, out, dtype) if form == "compvis" else write_diffusers(told, opened, out, dtype)
     return f"{out}: {opened.manifest.task} of step {opened.manifest.step}, {opened.which(weights)} weights, as {form}, {written}"
 
 
@@ -95,7 +101,8 @@ def _write_bundle(opened: Opened, out, weights: str) -> str:
     if opened.manifest.first_stage is not None:
         named["first_stage"] = opened.trees["first_stage"] if opened.found.kind == "bundle" else trained_on(opened, mesh).params
     manifest = dataclasses.replace(opened.manifest, weights=opened.which(weights))
-    manifest = write_bundle(out, named, manifest, dict(zip(TOKENIZERS_OF_BUNDLES, opened.tokenizers)))
+    card = model_card(manifest, name=pathlib.Path(out).resolve().name, origin=_origin(opened))
+    manifest = write_bundle(out, named, manifest, dict(zip(TOKENIZERS_OF_BUNDLES, opened.tokenizers)) | {"README.md": card})
     return f"digest {manifest.content_digest[:12]}"
 
 
@@ -161,9 +168,9 @@ def _write_compvis(told: Sayable, out, dtype: str) -> str:
     return f"{len(weights.specs)} tensors"
 
 
-def write_diffusers(told: Sayable, opened: Opened, out, dtype: str, origin: str) -> str:
+def write_diffusers(told: Sayable, opened: Opened, out, dtype: str) -> str:
     description, name = told.description, pathlib.Path(out).resolve().name
-    read = "" if opened.manifest.step or not published.is_published(origin) else f"read from {pathlib.Path(origin).name}"
+    read = _origin(opened)
     if not description.sections:
         config = write_first_stage(description.first_stage, description.resolution, description.channels, description.scale_factor)
         card = model_card(opened.manifest, name=name, layout="diffusers-component", origin=read, class_name=config["_class_name"])
@@ -187,6 +194,11 @@ def write_diffusers(told: Sayable, opened: Opened, out, dtype: str, origin: str)
     write_folder(out, written, plan.index, {"README.md": card}, dtype=dtype)
     count = sum(len(weights.specs) for weights in components.values())
     return f"{count} tensors" + (f"; without {' and '.join(missing)}, which the model came without: put its files there" if missing else "")
+
+
+def _origin(opened: Opened) -> str:
+    """Where weights that were not trained here come from, for a card."""
+    return "" if opened.manifest.step else f"read from {pathlib.Path(str(opened.folder)).name}"
 
 
 def _as_stock(sections: Mapping, plan: FolderPlan) -> dict:
@@ -223,3 +235,16 @@ def watched(parts: Mapping[str, Weights], progress: Callable) -> dict[str, Weigh
                 stack.close()
 
     return {name: Weights(part.specs, each(part.arrays)) for name, part in parts.items()}
+
+
+def checked_tokenizers(opened: Opened, folders: tuple) -> tuple[pathlib.Path, ...]:
+    """The folders, one a text encoder.
+
+    Raises:
+      UserError: a model that reads no text, or folders that are not its vocabulary.
+    """
+    if opened.manifest.task != "diffusion":
+        raise UserError("tokenizer: this model reads no text")
+    section, facts = from_json(opened.manifest.config)["conditioner"], opened.manifest.config["facts"]
+    open_tokenizers(conditioner(section, "config.conditioner", facts["classes"], 1), folders)
+    return tuple(map(pathlib.Path, folders))

@@ -69,6 +69,9 @@ def condition_of(model, request, labels: Sequence[int] | None) -> Guided | None:
     """
     model.need_diffusion("samples")
     given = _all(model, request, labels)
+    partners = [other for other in (request.guide, request.refiner) if other is not None and other.experiment.task == "diffusion"]
+    theirs = {name for other in partners for name in _names(other)} - _names(model)  # said to them alone
+    given = {name: value for name, value in given.items() if name.removeprefix("negative_") not in theirs}
     return model.condition(**given) if given else None
 
 
@@ -80,10 +83,14 @@ def with_last(model, folders: Sequence[str]):
 
 def condition_beside(model, request) -> Guided | None:
     """What a guide or a refiner is told by it: as much as this one reads."""
-    names = {name for main, beside in reads(model.experiment.conditioner).items() for name in (main, *beside)}
+    names = _names(model)
     given = _all(model, request, request.label_of_each)
-    given = {name: value for name, value in given.items() if name in names or name.removeprefix("negative_") in names}
-    return model.condition(**given)
+    return model.condition(**{name: value for name, value in given.items() if name.removeprefix("negative_") in names})
+
+
+def _names(model) -> set[str]:
+    """All that may be said to a model."""
+    return {name for main, beside in reads(model.experiment.conditioner).items() for name in (main, *beside)}
 
 
 def _all(model, request, labels) -> dict:

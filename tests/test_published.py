@@ -76,8 +76,10 @@ def test_damage_is_found(file, tmp_path):
         ldm.load(changed(file, tmp_path / "a.safetensors"), kind="sd3")
     with pytest.raises(UserError, match="kind=sd1 does not fit: .* tensors differ: .* The file holds a U-Net of 2 -> 2"):
         ldm.load(tmp_path / "a.safetensors", kind="sd1")
+    with pytest.raises(UserError, match="does not exist: expected a run folder .* or a .ckpt"):
+        ldm.load(tmp_path / "nothing", kind="sd1")
     with pytest.raises(UserError, match="says what it is"):
-        ldm.load(file[0].parent.parent / "nothing", kind="sd1")
+        ldm.load(file[0], kind="sd1")
 
 
 def test_a_page_and_what_was_left_out(file):

@@ -23,13 +23,13 @@ PAGE = "manifest.json"
 STEPS = "checkpoints"
 
 
-def write_bundle(folder, named: Mapping[str, Any], manifest: Manifest, extra: Mapping[str, pathlib.Path] | None = None) -> Manifest:
+def write_bundle(folder, named: Mapping[str, Any], manifest: Manifest, extra: Mapping[str, pathlib.Path | str] | None = None) -> Manifest:
     """Writes a self-contained model, whole or not at all; one array at a time is brought to the host.
 
     Args:
       folder: a local folder that is not there yet, or empty.
       named: {"model": tree, "first_stage": tree}: pytrees of arrays, whole on this process.
-      extra: folders to copy beside, by name: a model's tokenizers.
+      extra: by name, folders to copy beside (a model's tokenizers) and texts (its card).
       manifest: its content digest is set to that of "model", its first stage's path to "" (it is inside).
 
     Returns:
@@ -51,7 +51,10 @@ def write_bundle(folder, named: Mapping[str, Any], manifest: Manifest, extra: Ma
     try:
         partial.mkdir(parents=True)
         for name, source in (extra or {}).items():
-            shutil.copytree(source, partial / name)
+            if isinstance(source, str):
+                (partial / name).write_text(source, encoding="utf-8")
+            else:
+                shutil.copytree(source, partial / name)
         write_tensors(partial / WEIGHTS, Weights.of(leaves), metadata={"format": "ldm_jax"})
         size, digest = digests.hash_file(partial / WEIGHTS)
         body = {"manifest": manifest.to_json(), "contents": contents, "weights": {"size": size, "sha256": digest}}
@@ -131,15 +134,9 @@ def read_bundle(folder) -> tuple[dict[str, Any], Manifest]:
 
 def _read_weights(path: pathlib.Path, names) -> dict[str, Any]:
     from safetensors import safe_open
-    found: dict[str, Any] = {name: {} for name in names}
     with safe_open(str(path), framework="numpy") as file:
-        for name in file.keys():
-            *parents, last = name.split("/")
-            place = found
-            for parent in parents:
-                place = place.setdefault(parent, {})
-            place[last] = file.get_tensor(name)
-    return found
+        found = trees.nested({name: file.get_tensor(name) for name in file.keys()})
+    return {name: {} for name in names} | found
 
 
 @dataclasses.dataclass(frozen=True)

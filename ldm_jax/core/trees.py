@@ -1,6 +1,8 @@
 """Trees of arrays: paths, norms, counts, digests."""
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,18 @@ def path_of(path) -> str:
 def paths(tree) -> list[tuple[str, object]]:
     """[(path, leaf)] in the tree's order."""
     return [(path_of(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def nested(leaves: Mapping[str, Any]) -> dict:
+    """{"a/b": leaf} -> {"a": {"b": leaf}}: the inverse of `paths` for dicts."""
+    tree: dict = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = leaf
+    return tree
 
 
 def map_with_path(function, tree):

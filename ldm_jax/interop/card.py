@@ -58,7 +58,10 @@ def _what(manifest: Manifest) -> tuple[str, str]:
     if manifest.task in TASKS:
         return TASKS[manifest.task]
     conditioner = manifest.config.get("conditioner") or {}
-    told, tag = TOLD.get(conditioner.get("name", ""), (f"images, told {conditioner.get('name', 'something')}", "image-to-image"))
+    names = [part.get("name", "") for part in conditioner.get("parts", (conditioner,))]
+    told, tag = next((TOLD[name] for name in names if name in TOLD), ("images of an image", "image-to-image"))
+    if {"inpainting", "depth", "low_resolution", "semantic_map"} & set(names) and "text" in tag:
+        told, tag = f"{told} and an image", "image-to-image"
     latent = "a diffusion model of latents" if manifest.first_stage else "a diffusion model of pixels"
     return f"{latent} that makes {told}", tag
 

@@ -73,7 +73,7 @@ def _texts(parts: Mapping[str, Mapping]) -> tuple[dict[str, dict], str]:
         return dict(bert=dict(parts["bert_text"])), PIPELINES["bert_text"]
     if names == {"none"} or names == {"low_resolution"} and not parts["low_resolution"].get("levels"):
         return {}, "LDMSuperResolutionPipeline" if "low_resolution" in names else PIPELINES["none"]
-    if names == {"class"} and parts["class"]["into"] == "vector":
+    if names == {"class"} and parts["class"]["into"] == "vector" and parts["class"]["drop"] > 0:  # a reader takes the last row for the null
         return {}, PIPELINES["none"]  # whose network is told its class_labels by hand: no stock pipeline has classes
     raise UserError(f"config.conditioner: no pipeline of diffusers is told {' and '.join(parts)}; export in the CompVis layout")
 

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 
 from ldm_jax.core.errors import UserError
+from ldm_jax.core.trees import nested
 from ldm_jax.interop import lora_places
 from ldm_jax.interop.places import Place, prefixed
 from ldm_jax.interop.text_names import clip_text_places
 from ldm_jax.interop.unet_names import unet_places
-from ldm_jax.models.lora import by_kernel, nested
+from ldm_jax.models.lora import by_kernel
 from ldm_jax.models.text_encoder import ClipTextEncoder
 from ldm_jax.models.unet import UNet
 

@@ -19,7 +19,7 @@ import numpy as np
 from ldm_jax.core.choose import nearest
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import key_for
-from ldm_jax.core.trees import map_with_path, paths
+from ldm_jax.core.trees import map_with_path, nested, paths
 
 LEAVES = ("down", "up", "alpha")
 
@@ -53,17 +53,6 @@ def by_kernel(lora) -> dict[str, dict]:
         if entry.keys() | {"alpha"} != set(LEAVES):
             raise UserError(f"LoRA: {kernel} has {', '.join(entry)}; expected down, up and perhaps alpha")
     return found
-
-
-def nested(entries: dict[str, dict]) -> dict:
-    """The LoRA tree of {path of a kernel: entry}: nested dicts, as parameters are."""
-    tree: dict = {}
-    for path, entry in entries.items():
-        place = tree
-        for name in path.split("/"):
-            place = place.setdefault(name, {})
-        place.update(entry)
-    return tree
 
 
 def rank_of(entry) -> int:
