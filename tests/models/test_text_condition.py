@@ -166,3 +166,18 @@ def test_published_encoders_counted(name):
     assert abs(count(shapes) - parameters) <= (5_000 if form == "x_transformers" else 0)
     places = (bert_places if form == "x_transformers" else clip_text_places)(encoder, form)
     assert sum(len(place.theirs) for place in places) == tensors
+
+
+def test_an_embedding_beside_the_time():
+    """Mistake: an image's embedding told as a token to a network that reads a vector, or a null that is not zeros."""
+    one = np.random.default_rng(0).standard_normal((2, 1, 4)).astype(np.float32)
+    conditioner = Tokens(width=4, into="vector")
+    told = conditioner.apply({}, {"embeddings": one}, np.array([False, True]))
+    assert conditioner.tells == ("vector",) and told.tokens is None and told.vector.shape == (2, 4)
+    assert np.array_equal(told.vector, one[:, 0] * [[1], [0]])
+    assert np.array_equal(conditioner.apply({}, 2, method="null").vector, np.zeros((2, 4)))
+    for fields, match in (({"embeddings": np.zeros((2, 3, 4))}, r"\[B, 1, 4\]"), ({}, "needs them")):
+        with pytest.raises(UserError, match=match):
+            conditioner.check(fields)
+    with pytest.raises(UserError, match="one embedding"):
+        Tokens(width=4, count=2, into="vector")
