@@ -61,7 +61,8 @@ class Tokens(nn.Module):
         given = np.asarray(fields["embeddings"])
         wrong = given.ndim != 3 or given.shape[1] < 1 or given.shape[2] != self.width or self.into == "vector" and given.shape[1] != 1
         if wrong or not np.isfinite(given).all():
-            raise UserError(f"embeddings: expected finite numbers [B, {'k' if self.into == 'tokens' else 1}, {self.width}], got {given.dtype} {list(given.shape)}")
+            raise UserError(f"embeddings: expected finite numbers [B, {'k' if self.into == 'tokens' else 1}, {self.width}], got "
+                            f"{given.dtype} {list(given.shape)}")
 
     def example(self, count: int, image: tuple, latent: tuple) -> dict:
         """Zeros; image and latent: shapes that embeddings do not need."""
