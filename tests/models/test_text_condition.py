@@ -13,6 +13,7 @@ from ldm_jax.core.trees import count
 from ldm_jax.interop.text_names import bert_places, clip_text_places
 from ldm_jax.models.bert_text import BertSpec, BertTextEncoder
 from ldm_jax.models.conditioners import CONDITIONERS
+from ldm_jax.models.given_tokens import Tokens
 from ldm_jax.models.prompt_weights import weighted
 from ldm_jax.models.text_encoder import ClipSpec, ClipTextEncoder
 from tests.nn.parity import random_like, shapes_of
