@@ -68,7 +68,7 @@ def newest(workdir) -> int:
     return max([int(path.parent.name) for path in workdir.glob("checkpoints/*/digests.json") if path.parent.name.isdigit()], default=0)
 
 
-@pytest.mark.parametrize("how", [ONE, TWO], ids=["1_process", "2_processes"])
+@pytest.mark.parametrize("how", [pytest.param(ONE, id="1_process", marks=pytest.mark.slow), pytest.param(TWO, id="2_processes")])
 def test_sigterm_saves_and_exits_with_75(shared, tmp_path, how):
     """Mistake: a preempted run that loses its steps, says it failed, or whose hosts stop at different steps (a hang)."""
     long = ("--config.run.steps=5000", "--config.run.save_every=0")
@@ -156,6 +156,7 @@ def test_every_damaged_file_is_found_before_the_first_step(copy, first_step, cap
     assert first_step == [STEPS]
 
 
+@pytest.mark.slow
 def test_a_damaged_step_is_passed_over_by_the_command(copy, shared):
     """Mistake: a fall back that is found, but not trained on from, or that ends otherwise than the undisturbed run."""
     workdir, _ = copy("kl")

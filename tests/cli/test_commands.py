@@ -125,6 +125,7 @@ def test_several_errors_are_a_list(capsys):
     assert leaves(UserError("first\nsecond"), capsys)[1] == "errors:\n  first\n  second\n"
 
 
+@pytest.mark.slow
 def test_numbers_that_go_bad_end_with_5_and_a_saved_step(command, tmp_path):
     """A learning rate that makes infinities: the batch is named, the last good step is saved, and no traceback comes."""
     (tmp_path / "tiny.py").write_text("from tests.conftest import tiny_autoencoder as get_config\n")

@@ -117,6 +117,7 @@ def test_pixels_are_measured_as_pixels(make_ldm_config, tmp_path):
     np.testing.assert_allclose(found["image_probability_flow"]["nats"], wanted, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_schedule_without_a_bound(folder, make_ldm_config, tmp_path):
     """Catches a discrete bound of a schedule of real time, and a refusal that does not say what it has instead."""
     changes = {"schedule": {"name": "flow"}, "prediction": {"name": "flow"}, "sampling.sampler": {"name": "euler"}}

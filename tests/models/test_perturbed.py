@@ -32,7 +32,7 @@ def test_the_identity_map_of_tokens():
     np.testing.assert_allclose(got, x @ params["to_v"]["kernel"] @ params["to_out"]["kernel"] + params["to_out"]["bias"], atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["plain", "transformer"])
+@pytest.mark.parametrize("attention", ["plain", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_places_of_a_network(attention):
     """Catches a place that is not read, one that reaches its neighbours, attention to tokens disturbed too, and new parameters."""
     levels = (LevelSpec(8, 1), LevelSpec(16, 1, attention, 2, down="none"))

@@ -80,6 +80,7 @@ def test_new_parameters_are_listed(tmp_path, make_autoencoder_config, trained_au
     assert "new: decoder/mid/attn_1/k/bias" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_trace_is_written(tmp_path, make_autoencoder_config):
     """Mistake: a profile that is never stopped, and so never written."""
     launch.train(make_autoencoder_config(**{"run.profile_steps": (1, 2), "run.steps": 3}), str(tmp_path / "run"))

@@ -137,6 +137,7 @@ def test_a_trained_lora_leaves_for_other_tools_and_comes_back(form, place, model
         adapted.export_lora(place / "lora", tmp_path / "lora.safetensors", form)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_a_lora_or_its_base_is_refused(place, models, make_ldm_config, tmp_path):
     """Mistakes: a LoRA without a base trained from noise, a base on other latents, a base that changed under its LoRA, a model given
     as a LoRA."""
