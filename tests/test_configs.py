@@ -125,7 +125,10 @@ def demo_first_stage(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", [pytest.param("autoencoder", marks=pytest.mark.slow), "ldm", pytest.param("classifier", marks=pytest.mark.slow)])
+AGAIN = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", [pytest.param("autoencoder", marks=AGAIN), "ldm", pytest.param("classifier", marks=AGAIN)])
 def test_a_dry_run_of_the_demo_is_quick_and_tells_what_would_be_trained(name, demo_first_stage, tmp_path):
     """Catches a dry run that compiles, trains, writes, or leaves out what it was asked for. The seconds are printed (pytest -s)."""
     extra = [f"--config.first_stage={demo_first_stage}"] if name != "autoencoder" else []
