@@ -2,7 +2,8 @@
 
     python benchmarks/tiled_decode.py --sides=512,1024     # minutes: it compiles each program, and runs none
 
-Counted by XLA's buffer assignment: the temporaries of one program. No weights are needed.
+Counted by XLA's buffer assignment: the temporaries of one program. No weights are needed. Found on a CPU, 2026-11-20, jax 0.10.2,
+float32, one image: side 512: 0.75 GiB whole and by tiles of 64 latents; 1024: 3.00 and 0.75; 2048: 32.25 and 0.75.
 """
 
 import argparse

@@ -65,10 +65,23 @@ class Experiment:
         return LoraStage(stage, self.lora).build() if self.lora else stage.build()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Shaped:
+    """An experiment, equal to others whose parameters have the same shapes: how they are trained does not count."""
+
+    alike: Experiment
+    experiment: Experiment = dataclasses.field(compare=False)
+
+
 @functools.lru_cache(maxsize=16)
+def _shapes(shaped: _Shaped):
+    return jax.eval_shape(lambda key: shaped.experiment.stage().init(key).params, base_key(0))
+
+
 def parameter_shapes(experiment: Experiment):
-    """The shapes of what an experiment trains, as a tree; traced once for equal experiments."""
-    return jax.eval_shape(lambda key: experiment.stage().init(key).params, base_key(0))
+    """The shapes of what an experiment trains, as a tree; traced once for experiments of one architecture."""
+    apart = dict.fromkeys(("descent", "critic", "loss", "revival", "layout", "plan", "seed", "batch"))
+    return _shapes(_Shaped(dataclasses.replace(experiment, **apart), experiment))
 
 
 def build(config: Mapping, facts: choices.Facts, first: FirstStage | None = None) -> Experiment:

@@ -58,5 +58,5 @@ def content_digest(tree) -> str:
     for path, leaf in sorted(paths(tree), key=lambda item: item[0]):
         array = np.ascontiguousarray(np.asarray(leaf))
         total.update(f"{path}\0{array.dtype.name}\0{array.shape}\0".encode())
-        total.update(array.tobytes())
+        total.update(array.reshape(-1).view(np.uint8))
     return total.hexdigest()

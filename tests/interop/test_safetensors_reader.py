@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ldm_jax.core.errors import UserError
+from ldm_jax.interop.checks import finite
 from ldm_jax.interop.tensors import read_safetensors, read_tensors
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -118,3 +119,12 @@ def test_missing_file(tmp_path):
         read_tensors(tmp_path / "x.pth")
     with pytest.raises(UserError, match="not a file"):
         read_tensors(tmp_path)
+
+
+def test_finite_numbers_whose_sum_is_not():
+    """Mistake: large weights called damaged because their sum overflows; one NaN among many, or infinities that cancel, called whole."""
+    large = np.full(8, 3e38, np.float32)
+    assert finite(large) and finite(np.full(4, 6e4, np.float16)) and finite(np.zeros((0, 2), np.float32)) and finite(np.float32(1))
+    for bad in (np.nan, np.inf):
+        assert not finite(np.append(large, np.float32(bad)))
+    assert not finite(np.float32([np.inf, -np.inf, 1]))
