@@ -160,7 +160,7 @@ def _nearest(fitting: list[str], rows: Mapping[str, Traits], traits: Traits) -> 
 
 
 def _unsaid(name: str, described: Description) -> dict:
-    """What decides how a model is run, beside its tensors."""
+    """What decides what a model makes, beside its tensors; kinds that differ in steps or noise of sampling alone need not be told apart."""
     sections = {key: value for key, value in described.sections.items() if key not in ("sampling", "network")}
     return sections | {"heads": HEADS.get(name), "scale_factor": described.scale_factor}
 
