@@ -23,6 +23,7 @@ from ldm_jax.interop.diffusers_configs import describe_folder
 from ldm_jax.interop.first_stage_names import first_stage_places
 from ldm_jax.interop.folder_reader import is_folder, read_folder
 from ldm_jax.interop.places import Place, check, prefixed
+from ldm_jax.interop.prefixes import PREFIXES
 from ldm_jax.interop.recognise import recognise
 from ldm_jax.interop.single_file import split
 from ldm_jax.interop.tensors import read_tensors
@@ -32,7 +33,6 @@ from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.models.units import LatentUnits
 
 RECORD = "ldm_jax"  # the key of a description in the header of a file that we wrote
-PREFIXES = {"network": "model.diffusion_model.", "first_stage": "first_stage_model."}  # of CompVis files
 DECAY = 0.9999  # of the average that CompVis files hold
 TRAINING = {  # what a config says and a published file does not: how to go on training it
     "seed": 0,

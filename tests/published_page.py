@@ -15,6 +15,7 @@ TESTS = ("tests/models/test_against_diffusers.py", "tests/models/test_text_encod
          "tests/interop/test_pipelines.py")
 ASKED = {"kl-f8": "kl-f8, sd-vae and sdxl-vae differ in their scale only", "sd-vae": "", "sdxl-vae": "",
          "sd2-base": "sd2-base predicts noise, sd2 predicts v: the same tensors", "sd2": ""}
+DIFFERS = "A VQModel folder without scaling_factor is read with 1, as it was trained; stock diffusers divides by 0.18215."
 
 
 def zoo_table() -> list[str]:
@@ -51,7 +52,7 @@ def page(rows: list[dict]) -> str:
         "Parameters and tensors of the U-Net, or of a first stage alone, in the CompVis layout; all equal the published counts "
         "(`pytest tests/interop/test_zoo.py -m \"slow or not slow\"`). A file is recognised from its tensors' names and shapes; where "
         "these fit several kinds, `--kind` says which. `configs/published.py:KIND` is each as a config to train.", "", *zoo_table(), "",
-        *(f"- {told}." for told in ASKED.values() if told), "", "## Parity", "",
+        *(f"- {told}." for told in ASKED.values() if told), f"- {DIFFERS}", "", "## Parity", "",
         "Small models with random weights, made live by others, read by their own names; float32 on a CPU. Limits: 1e-5 a network, 1e-4 a "
         "whole pipeline.", "", *parity_table(rows), ""])
 

@@ -166,3 +166,19 @@ def test_an_unknown_kind_lists_the_known_ones():
     for argument in ("configs/published.py:sd3", "configs/published.py"):
         with pytest.raises(UserError, match="expected a kind after the colon, one of kl-f4, .*sdxl-refiner"):
             config_file.load(str(ROOT / argument))
+
+
+@pytest.mark.parametrize("kind, average, rate, peak", [
+    ("vq-f4", 0.0, dict(name="constant", warmup=0), 3.6e-5), ("sd-vae", 0.9999, dict(name="constant", warmup=0), 4.5e-5),
+    ("celeba256", 0.9999, dict(name="constant", warmup=0), 9.6e-5),
+    ("lsun-churches256", 0.9999, dict(name="constant", warmup=10_000), 5e-5),
+    ("cin256-v2", 0.0, dict(name="constant", warmup=0), 1e-4), ("text2img-large", 0.0, dict(name="constant", warmup=0), 5e-5),
+    ("rdm-imagenet", 0.9999, dict(name="constant", warmup=100), 1e-4), ("rdm-ffhq", 0.9999, dict(name="constant", warmup=10_000), 1e-4),
+    ("inpainting-big", 0.9999, dict(name="cosine", warmup=1000, steps=50_000, end=1.28e-8), 1.28e-5),
+    ("sd1", 0.9999, dict(name="constant", warmup=10_000), 1e-4), ("sd2-inpainting", 0.9999, dict(name="constant", warmup=10_000), 5e-5)])
+def test_averages_and_rates_are_as_published(kind, average, rate, peak):
+    """Catches one warm-up, average or form of the rate for all kinds; the numbers are of shared/reference/compvis.md, 2.1 to 2.3."""
+    module = runpy_module("configs/published.py")
+    config = module["get_config"](kind)
+    assert config.ema.decay == average and config.learning_rate.to_dict() == pytest.approx(rate | {"peak": peak})
+    assert set(module["UNPUBLISHED"]) < set(module["ARGUMENTS"]) and "celeba256" not in module["UNPUBLISHED"]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from ldm_jax.core.errors import UserError
 from ldm_jax.interop.layer_places import linear
 from ldm_jax.interop.places import POINTWISE, Place, prefixed
+from ldm_jax.interop.prefixes import CONDITIONER, EMBEDDERS
 from ldm_jax.interop.text_names import bert_places, class_places, clip_text_places
 from ldm_jax.interop.unet_names import LABEL_TABLE
 from ldm_jax.models.bert_text import BertTextEncoder
@@ -74,18 +75,18 @@ def compvis_homes(conditioner) -> tuple[Home, ...]:
     homes = []
     for _, part in flattened(conditioner):
         if isinstance(part, TwoClipText):
-            homes += [("conditioner.embedders.0.transformer.", "hf"), ("conditioner.embedders.1.model.", "openclip")]
+            homes += [(f"{EMBEDDERS}0.transformer.", "hf"), (f"{EMBEDDERS}1.model.", "openclip")]
         elif isinstance(part, ClipText) and part.vector == "pooled":
-            homes.append(("conditioner.embedders.0.model.", "openclip"))
+            homes.append((f"{EMBEDDERS}0.model.", "openclip"))
         elif isinstance(part, ClipText) and part.activation == "gelu":
-            homes.append(("cond_stage_model.model.", "openclip"))
+            homes.append((f"{CONDITIONER}model.", "openclip"))
         elif isinstance(part, ClipText | BertText):
-            homes.append(("cond_stage_model.transformer.", "x_transformers" if isinstance(part, BertText) else "hf"))
+            homes.append((f"{CONDITIONER}transformer.", "x_transformers" if isinstance(part, BertText) else "hf"))
         elif isinstance(part, SemanticMap):
-            homes.append(("cond_stage_model.", "rescaler"))
+            homes.append((CONDITIONER, "rescaler"))
         elif isinstance(part, ClassConditioner) and part.into == "tokens":
-            homes.append(("cond_stage_model.", "class"))
-    if sum(prefix.startswith("cond_stage_model.") for prefix, _ in homes) > 1:
+            homes.append((CONDITIONER, "class"))
+    if sum(prefix.startswith(CONDITIONER) for prefix, _ in homes) > 1:
         raise UserError("conditioner: the CompVis layout has one cond_stage_model, and this model is told by several")
     return tuple(homes)
 

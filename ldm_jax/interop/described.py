@@ -9,6 +9,7 @@ from ldm_jax.core.types import Condition
 from ldm_jax.interop.description import Description
 from ldm_jax.interop.first_stage_names import first_stage_places
 from ldm_jax.interop.places import Place, check, prefixed
+from ldm_jax.interop.prefixes import FIRST_STAGE, NETWORK
 from ldm_jax.interop.structure import SeenNetwork, Shapes
 from ldm_jax.interop.traits import Traits, traits_of_row
 from ldm_jax.interop.unet_names import unet_places
@@ -69,7 +70,7 @@ def single_file_places(described: Description) -> tuple[tuple[Place, ...], dict[
     ours |= {f"network/{path}": shape for path, shape in unet_shapes(described).items()}
     proj = "linear" if described.kind.startswith(LINEAR_PROJECTIONS) else "conv"
     network = unet_places(unet_of(described), "compvis", proj, "text_time" if "network/vector_0/kernel" in ours else "")
-    return (*prefixed(network, "network/", "model.diffusion_model."), *prefixed(stage, "first_stage/", "first_stage_model.")), ours
+    return (*prefixed(network, "network/", NETWORK), *prefixed(stage, "first_stage/", FIRST_STAGE)), ours
 
 
 def single_file_shapes(described: Description) -> dict[str, tuple[int, ...]]:
@@ -81,7 +82,7 @@ def single_file_shapes(described: Description) -> dict[str, tuple[int, ...]]:
 def misfit(described: Description, shapes: Shapes) -> str:
     """The first tensors of a file's network and first stage that a Description does not have, or has of another shape."""
     places, ours = single_file_places(described)
-    own = ("model.diffusion_model.", "first_stage_model.") if described.sections else ("encoder.", "decoder.", "quant")
+    own = (NETWORK, FIRST_STAGE) if described.sections else ("encoder.", "decoder.", "quant")
     try:
         check(places, ours, {name: shape for name, shape in shapes.items() if name.startswith(own)}, "")
     except UserError as error:

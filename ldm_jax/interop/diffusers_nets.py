@@ -75,8 +75,8 @@ def read_unet(config: Config) -> ReadNetwork:
     middle = dict(attention="transformer", heads=heads[-1], depth=depths[-1])
     if plain:
         middle = dict(attention="plain" if config.get("add_attention", True) else "none", heads=heads[-1], depth=1)
-    whole = config.get("only_cross_attention", False)
-    if config.get("mid_block_only_cross_attention", whole if isinstance(whole, bool) else False):
+    whole, crossed = config.get("only_cross_attention", False), config.get("mid_block_only_cross_attention")
+    if whole is True if crossed is None else crossed:
         middle["cross_only"] = True
     labels = config.get("num_class_embeds") if config.get("class_embed_type") is None else None
     vector = "text_time" if config.get("addition_embed_type") else config.get("class_embed_type") or ""

@@ -141,6 +141,8 @@ def _written(sampling: Mapping[str, Any]) -> dict[str, Any]:
     sampler, grid = dict(sampling["sampler"]), dict(sampling["grid"])
     lower = sampler.pop("lower_final", None) if sampler["name"] == "dpmpp_2m" else None
     form = sampler.pop("form", None) if sampler["name"] == "dpmpp_2m" else None
+    if sampler["name"] == "ddim":
+        sampler.pop("eta", None)  # an argument of diffusers' pipelines, for which their JSON has no word
     kind = next((kind for kind, ours in (FIRST | EULER | SOLVERS).items() if ours == sampler), None)
     if kind is None:
         return dict(_OTHERWISE)

@@ -94,10 +94,10 @@ def scaled_linear(start: float, end: float) -> dict:
     return dict(name="scaled_linear", start=start, end=end, steps=1000)
 
 
-def sampling(sampler: str, steps: int, guidance: float = 1.0) -> dict:
-    """config.sampling on the times of the published scripts, to the schedule's lowest level."""
-    return dict(sampler=dict(name=sampler), grid=dict(name="leading", end="lowest"), steps=steps, guidance=guidance,
-                threshold=dict(name="none"))
+def sampling(sampler: str, steps: int, guidance: float = 1.0, eta: float = 0.0) -> dict:
+    """config.sampling on the times of the published scripts, to the schedule's lowest level; eta: of ddim, whose own is 0."""
+    return dict(sampler=dict(name=sampler) | ({"eta": eta} if eta else {}), grid=dict(name="leading", end="lowest"), steps=steps,
+                guidance=guidance, threshold=dict(name="none"))
 
 
 def _clip(width: int, layers: int, heads: int, activation: str, projection: int, pad: int) -> dict:

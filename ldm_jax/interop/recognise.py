@@ -12,22 +12,22 @@ from ldm_jax.core.errors import UserError
 from ldm_jax.interop import structure
 from ldm_jax.interop.described import looks_like, misfit
 from ldm_jax.interop.description import Description
+from ldm_jax.interop.prefixes import CONDITIONER, EMA, EMBEDDERS, FIRST_STAGE, NETWORK
 from ldm_jax.interop.structure import SeenNetwork, Shapes, below
 from ldm_jax.interop.traits import REQUIRED, Traits, traits_of, traits_of_row
 from ldm_jax.interop.zoo import HEADS, ZOO
 
-NETWORK, EMA, FIRST_STAGE = "model.diffusion_model.", "model_ema.", "first_stage_model."
 ENCODERS = (  # prefix, form, a tensor that it has
-    ("conditioner.embedders.0.transformer.", "hf", "text_model.embeddings.token_embedding.weight"),
-    ("conditioner.embedders.0.model.", "openclip", "token_embedding.weight"),
-    ("conditioner.embedders.1.model.", "openclip", "token_embedding.weight"),
-    ("cond_stage_model.transformer.", "hf", "text_model.embeddings.token_embedding.weight"),
-    ("cond_stage_model.transformer.", "hf", "embeddings.token_embedding.weight"),
-    ("cond_stage_model.model.", "openclip", "token_embedding.weight"),
-    ("cond_stage_model.transformer.", "x_transformers", "token_emb.weight"),
-    ("cond_stage_model.", "class", "embedding.weight"),
-    ("cond_stage_model.", "rescaler", "channel_mapper.weight"),
-    ("cond_stage_model.", "first_stage", "encoder.conv_in.weight"),
+    (f"{EMBEDDERS}0.transformer.", "hf", "text_model.embeddings.token_embedding.weight"),
+    (f"{EMBEDDERS}0.model.", "openclip", "token_embedding.weight"),
+    (f"{EMBEDDERS}1.model.", "openclip", "token_embedding.weight"),
+    (f"{CONDITIONER}transformer.", "hf", "text_model.embeddings.token_embedding.weight"),
+    (f"{CONDITIONER}transformer.", "hf", "embeddings.token_embedding.weight"),
+    (f"{CONDITIONER}model.", "openclip", "token_embedding.weight"),
+    (f"{CONDITIONER}transformer.", "x_transformers", "token_emb.weight"),
+    (CONDITIONER, "class", "embedding.weight"),
+    (CONDITIONER, "rescaler", "channel_mapper.weight"),
+    (CONDITIONER, "first_stage", "encoder.conv_in.weight"),
 )
 
 
@@ -160,7 +160,7 @@ def _nearest(fitting: list[str], rows: Mapping[str, Traits], traits: Traits) -> 
 
 
 def _unsaid(name: str, described: Description) -> dict:
-    """What decides how a model is run, beside its tensors."""
+    """What decides what a model makes, beside its tensors; kinds that differ in steps or noise of sampling alone need not be told apart."""
     sections = {key: value for key, value in described.sections.items() if key not in ("sampling", "network")}
     return sections | {"heads": HEADS.get(name), "scale_factor": described.scale_factor}
 

@@ -13,9 +13,8 @@ import numpy as np
 from ldm_jax.core.errors import UserError
 from ldm_jax.interop.mapped import pick, shapes
 from ldm_jax.interop.old_names import clip_name, renamed
+from ldm_jax.interop.prefixes import CONDITIONER, EMA, FIRST_STAGE, TRACKED
 
-EMA = "model_ema."
-NETWORK = "model."  # what LitEma tracks: its parameters' names are these without this prefix and without any dot
 BOOKKEEPING = ("decay", "num_updates")
 SCALE = "scale_factor"
 EMBEDDER = re.compile(r"(cond_stage_model|conditioner\.embedders\.\d+)\.transformer\.")
@@ -96,7 +95,7 @@ def split(tensors: Mapping[str, np.ndarray], prefixes: Mapping[str, str], weight
 
 def ema_name(name: str) -> str:
     """The name under which LitEma keeps a parameter: model.diffusion_model.out.2.bias -> model_ema.diffusion_modelout2bias."""
-    return EMA + name.removeprefix(NETWORK).replace(".", "")
+    return EMA + name.removeprefix(TRACKED).replace(".", "")
 
 
 def _average(found: Mapping[str, tuple[int, ...]], where: str) -> dict[str, str]:
@@ -104,7 +103,7 @@ def _average(found: Mapping[str, tuple[int, ...]], where: str) -> dict[str, str]
     kept = [name for name in found if name.startswith(EMA) and name.removeprefix(EMA) not in BOOKKEEPING]
     if not kept:
         return {}
-    root = NETWORK if any(name.startswith(NETWORK) for name in found) else ""
+    root = TRACKED if any(name.startswith(TRACKED) for name in found) else ""
     tracked = [name for name in found if name.startswith(root) and not name.startswith(EMA)]
     forward = renamed(tracked, ema_name, where)
     extra = [name for name in kept if name not in forward]
@@ -121,7 +120,7 @@ def _average(found: Mapping[str, tuple[int, ...]], where: str) -> dict[str, str]
 
 def _second_first_stage(tensors, unknown: list[str], prefixes: Mapping[str, str], where: str) -> set[str]:
     """The names of a first stage that is there twice, as of models whose condition is an image that it encodes."""
-    first, second = "first_stage_model.", "cond_stage_model."
+    first, second = FIRST_STAGE, CONDITIONER
     names = {name for name in unknown if name.startswith(second)}
     if first not in prefixes.values() or not names or not all(first + name.removeprefix(second) in tensors for name in names):
         return set()

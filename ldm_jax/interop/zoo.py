@@ -91,6 +91,8 @@ CONDITIONERS = {  # those not named are told nothing
     "semantic512": SEMANTIC_MAP,
     "bsr-sr": dict(name="low_resolution"),
     "inpainting-big": dict(name="inpainting", order=("masked", "mask"), hole=-1.0),
+    # No file of a retrieval model was at hand: besides unconditional_guidance_vex, which is left out, it may hold tensors (of its searcher)
+    # that no one here has seen; such a file is refused with their names.
     "rdm768": dict(name="tokens", width=768, count=1, drop=0.1),
     "rdm-imagenet": dict(name="tokens", width=512, count=4, drop=0.1),
     "rdm-ffhq": dict(name="tokens", width=512, count=4, drop=0.1),
@@ -112,7 +114,10 @@ STAGES = {"lsun-churches256": "kl-f8", "cin256": "vq-f8", "text2img-large": "kl-
           "sdxl": "sdxl-vae", "sdxl-refiner": "sdxl-vae"}  # of the others: vq-f4 of LDM's, sd-vae of Stable Diffusion's
 FACTORS = {"lsun-churches256": 0.0, "text2img-large": 0.18215, "rdm768": 0.22765929, "sd2-x4-upscaler": 0.08333}
 SIDES = {"semantic512": 512, "rdm768": 768, "sd2": 768, "sdxl": 1024, "sdxl-refiner": 1024}
-SAMPLING = {
+SAMPLING = {  # those not named: 200 steps of ddim without noise
+    "ffhq256": sampling("ddim", 200, eta=1.0),
+    "lsun-beds256": sampling("ddim", 200, eta=1.0),
+    "cin256": sampling("ddim", 200, eta=1.0),
     "cin256-v2": sampling("ddim", 20, 3.0),
     "text2img256": sampling("ddim", 200, 5.0),
     "text2img-large": sampling("ddim", 200, 5.0),
@@ -127,6 +132,7 @@ SAMPLING = {
     "sd2-x4-upscaler": sampling("ddim", 75, 9.0),
 }
 SAMPLING |= {"sd1-inpainting": SAMPLING["sd1"], "sd2-inpainting": sampling("ddim", 50, 9.0), "sd2-depth": sampling("ddim", 50, 9.0)}
+# SDXL on the times of diffusers' folders, 981 first of 50, since users compare with these; Stability's own code begins at 999 ("trailing").
 EULER = sampling("euler", 50, 5.0) | dict(grid=dict(name="leading"))
 
 

@@ -8,6 +8,7 @@ import pytest
 from ldm_jax.core.errors import UserError
 from ldm_jax.interop.described import autoencoder_of, autoencoder_shapes, unet_of, unet_shapes
 from ldm_jax.interop.diffusers_configs import describe_folder
+from ldm_jax.interop.diffusers_nets import read_unet, write_unet
 from ldm_jax.interop.diffusers_plan import plan_folder
 from ldm_jax.interop.diffusers_scheduler import read_scheduler, write_scheduler
 from ldm_jax.interop.diffusers_texts import read_clip
@@ -60,6 +61,17 @@ def test_sdxl():
     assert describe_folder(SDXL) == ZOO["sdxl"]
 
 
+@pytest.mark.parametrize("levels, middle, crossed", [(True, None, True), (True, False, False), (False, None, False), (False, True, True),
+                                                     ([True] * 4, None, False), ([True] * 4, True, True)])
+def test_the_middle_of_a_network_that_attends_to_tokens_only(levels, middle, crossed):
+    """Catches a null read as no: stock diffusers writes null, and takes it as `only_cross_attention` where that is one bool."""
+    found = read_unet(SD15_UNET | dict(only_cross_attention=levels, mid_block_only_cross_attention=middle))
+    assert found.section["middle"].get("cross_only", False) is crossed
+    assert [level.get("cross_only", False) for level in found.section["levels"]] == [bool(levels)] * 3 + [False]
+    again = read_unet(write_unet(found.section, found))
+    assert again.section == found.section
+
+
 def test_the_v_model():
     """Catches v read as noise; Stable Diffusion 2 keeps its scheduler in DDIM's words, and 23 of the text encoder's 24 layers."""
     text = CLIP_L | dict(hidden_act="gelu", hidden_size=1024, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=23)
@@ -89,7 +101,8 @@ def test_a_row_goes_out_and_comes_back(kind):
         assert found == row
     keys = ("network", "schedule", "prediction", "time_input")
     assert [found.sections[key] for key in keys] == [row.sections[key] for key in keys]
-    assert found.sections["sampling"]["sampler"] == row.sections["sampling"]["sampler"]
+    sampler = {key: value for key, value in row.sections["sampling"]["sampler"].items() if key != "eta"}
+    assert found.sections["sampling"]["sampler"] == sampler
     assert plan.jsons["unet"].get("use_linear_projection", False) == kind.startswith(("sd2", "sdxl"))
     if kind.startswith("sd2"):  # stock pipelines take the last layer of what they find
         assert (plan.texts["text_encoder"]["layers"], plan.jsons["text_encoder"]["num_hidden_layers"]) == (23, 23)
@@ -194,6 +207,13 @@ def test_schedulers(change, sampler, grid):
     assert again | ({"sampling": 0} if heun else {}) == sections | ({"sampling": 0} if heun else {})
 
 
+def test_noise_of_a_sampler_is_not_in_a_folder():
+    """Catches a model sampled with eta 1 that is written with other times than its own, since no scheduler's JSON tells eta."""
+    without, sections = ZOO["celeba256"].sections, ZOO["ffhq256"].sections
+    assert sections["sampling"]["sampler"] == dict(name="ddim", eta=1.0) and write_scheduler(sections) == write_scheduler(without)
+    assert read_scheduler(write_scheduler(sections), 200)["sampling"] == without["sampling"]
+
+
 def test_ids_of_tokenizers():
     """Catches the end of a text taken from old configs as they are, where it is 2, and a beginning beside it."""
     new = CLIP_L | dict(vocab_size=1000, bos_token_id=998, eos_token_id=999)
@@ -207,3 +227,13 @@ def test_lone_components():
     assert (found.kind, found.sections, found.scale_factor) == ("sd-vae", {}, 0.18215)
     assert describe_folder({"vae": SD15_VAE | dict(scaling_factor=0.2)}).kind == ""
     assert describe_folder({"unet": SD15_UNET}).sections == {"network": ZOO["sd1"].sections["network"]}
+
+
+def test_a_codebook_without_a_factor_has_factor_one():
+    """Catches 0.18215, diffusers' own default, for latents that CompVis trained as they are: the published JSON of a VQModel says none."""
+    vq = {key: value for key, value in SD15_VAE.items() if key != "sample_size"}
+    vq |= dict(_class_name="VQModel", block_out_channels=[128, 256, 512], latent_channels=3, num_vq_embeddings=8192, vq_embed_dim=3,
+               sample_size=256, down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3)
+    found = describe_folder({"": vq})
+    assert (found.kind, found.scale_factor) == ("vq-f4", 1.0) and found.first_stage == ZOO["celeba256"].first_stage
+    assert describe_folder({"": vq | dict(scaling_factor=0.18215)}).scale_factor == 0.18215

@@ -91,10 +91,14 @@ def ldm_text():
 
 
 def vq():
-    return randomise(diffusers.VQModel(
+    """Its codes are as far apart as the latents of `ldm`: nearer ones would give the same image whatever the latents' scale."""
+    model = randomise(diffusers.VQModel(
         in_channels=3, out_channels=3, latent_channels=3, vq_embed_dim=3, num_vq_embeddings=32, block_out_channels=(32, 64),
         layers_per_block=1, norm_num_groups=8, down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
         sample_size=32, scaling_factor=1.0), seed=15)
+    with torch.no_grad():
+        model.quantize.embedding.weight *= 60
+    return model
 
 
 def ldm():
