@@ -17,8 +17,8 @@ from ldm_jax.core.errors import UserError
 from ldm_jax.core.trees import content_digest, count, nested, paths
 from ldm_jax.interop import mapped
 from ldm_jax.interop.checks import finite
-from ldm_jax.interop.conditioner_names import Home, compvis_homes, conditioner_places
-from ldm_jax.interop.description import Description
+from ldm_jax.interop.conditioner_names import Home, compvis_homes, conditioner_places, numbered
+from ldm_jax.interop.description import Description, extent
 from ldm_jax.interop.diffusers_configs import describe_folder
 from ldm_jax.interop.first_stage_names import first_stage_places
 from ldm_jax.interop.folder_reader import is_folder, read_folder
@@ -106,12 +106,10 @@ def open_published(path, kind: str = "", weights: str = "ema", variant: str = ""
     description, found = recognise(mapped.shapes(tensors), kind, str(path))
     places = {"network": found.network, "first_stage": found.first_stage}
     prefixes = {name: prefix for name, prefix in places.items() if prefix is not None}
-    encoders = [(prefix, form) for prefix, form in found.conditioner if form not in ("first_stage", "labels")]
-    prefixes |= {f"encoder_{i}": prefix for i, (prefix, _) in enumerate(encoders)}
-    taken = split(tensors, prefixes, weights, str(path))
+    homes, encoders = numbered(tuple(home for home in found.conditioner if home[1] != "first_stage"))
+    taken = split(tensors, prefixes | encoders, weights, str(path))
     if taken.scale_factor is not None:
         description = dataclasses.replace(description, scale_factor=taken.scale_factor)
-    homes = tuple((f"encoder_{i}", form) for i, (_, form) in enumerate(encoders))
     return Published(description, taken.parts, "compvis", {"proj": found.proj, "vector": found.vector}, homes, taken.weights, (),
                      taken.ignored, str(path))
 
@@ -120,17 +118,18 @@ def _own(tensors: Mapping[str, np.ndarray], record: str, weights: str, where: st
     """A file that we wrote, which says what it is."""
     try:
         description = Description(kind="", **from_json(json.loads(record)))
+        if extent((description.first_stage, description.sections)) > len(tensors):
+            raise ValueError(f"it has more blocks and layers than the file has tensors, {len(tensors)}")
         first, whole = configs_of(description, "raw")
         made = architecture(first, whole, units_of(description) if first else None)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(f"{where}: its header's description is damaged: {str(error)[:200]}") from None
-    homes = compvis_homes(made.whole.conditioner) if made.whole else ()
+    homes, encoders = numbered(compvis_homes(made.whole.conditioner) if made.whole else ())
     prefixes = {"network": PREFIXES["network"]} if made.whole else {}
     prefixes |= {"first_stage": PREFIXES["first_stage"] if made.whole else ""} if made.first else {}
-    taken = split(tensors, prefixes | {f"encoder_{i}": prefix for i, (prefix, _) in enumerate(homes)}, weights, where)
+    taken = split(tensors, prefixes | encoders, weights, where)
     options = unet_options(mapped.shapes(taken.parts["network"])) if made.whole else {}
-    named = tuple((f"encoder_{i}", form) for i, (_, form) in enumerate(homes))
-    return Published(description, taken.parts, "compvis", options, named, taken.weights, (), taken.ignored, where)
+    return Published(description, taken.parts, "compvis", options, homes, taken.weights, (), taken.ignored, where)
 
 
 def _folder(path: pathlib.Path, kind: str, variant: str) -> Published:

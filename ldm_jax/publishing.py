@@ -18,7 +18,7 @@ from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.trees import paths
 from ldm_jax.interop.card import model_card
-from ldm_jax.interop.conditioner_names import compvis_homes, projection_of
+from ldm_jax.interop.conditioner_names import compvis_homes, numbered, projection_of
 from ldm_jax.interop.description import Description
 from ldm_jax.interop.diffusers_nets import write_first_stage
 from ldm_jax.interop.diffusers_plan import TOKENIZERS, FolderPlan, plan_folder
@@ -54,7 +54,7 @@ class Sayable:
         first, config = published.configs_of(self.description, "raw")
         made = published.architecture(first, config, published.units_of(self.description) if first else None)
         homes = compvis_homes(made.whole.conditioner) if homes is None and made.whole else homes or ()
-        named = tuple((f"encoder_{i}" if form == "compvis" else home, kind) for i, (home, kind) in enumerate(homes))
+        named = numbered(homes)[0] if form == "compvis" else homes
         found: dict[str, list[Place]] = {}
         vector = any(path.startswith("model/network/vector_0/") for path in self.leaves)
         options = {"proj": projection_of(made.whole.conditioner), "vector": "text_time" if vector else ""} if made.whole else {}
@@ -159,7 +159,7 @@ def _class_folded(sections: Mapping, tree: Mapping) -> tuple[dict, dict]:
 def _write_compvis(told: Sayable, out, dtype: str) -> str:
     parts = told.places("compvis")
     homes = parts.pop("homes")
-    prefixes = published.PREFIXES | {f"encoder_{i}": prefix for i, (prefix, _) in enumerate(homes)}
+    prefixes = published.PREFIXES | numbered(homes)[1]
     if not told.description.sections:
         prefixes["first_stage"] = ""
     weights = whole({prefixes[part]: found for part, found in told.weights(parts).items()})

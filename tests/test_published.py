@@ -1,14 +1,18 @@
 """Files of others at the door: what is no model, damaged or hostile is refused in one line, and nothing of it is run."""
 
+import functools
+import json
 import os
 import pathlib
 import pickle
 import subprocess
 import sys
+import time
 import zipfile
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import ldm_jax as ldm
@@ -87,3 +91,29 @@ def test_a_page_and_what_was_left_out(file):
     page = describe.page(file[0])
     assert "diffusion, step 0" in page and "network.levels" in page and "conv_in/kernel" in page
     assert published.open_published(file[0]).told == ()
+
+
+def spoilt(record: dict, where: str, value) -> str:
+    """The description with another value at "sections/network/levels/0/blocks"."""
+    record = json.loads(json.dumps(record))
+    *parents, last = [int(key) if key.isdigit() else key for key in where.split("/")]
+    functools.reduce(lambda part, key: part[key], parents, record)[last] = value
+    return json.dumps(record)
+
+
+@pytest.mark.parametrize("where, value", [
+    ("scale_factor", 0), ("scale_factor", "x"), ("", "[" * 200_000), ("sections/network/levels/0/blocks", 10**9),
+    ("sections/network/levels/0/depth", 10**9), ("first_stage/blocks", 10**9),
+    ("sections/network/middle", {"attention": "transformer", "heads": 1, "depth": 10**9}),
+    ("sections/schedule/steps", 10**10), ("sections/sampling/steps", 10**10), ("first_stage/latent_channels", 10**10),
+    ("sections/network/levels", []), ("first_stage/multipliers", []), ("sections/conditioner", {"name": "clip_text", "layers": 10**9}),
+])
+def test_a_description_in_the_header_is_not_believed(file, tmp_path, where, value):
+    """Mistake: a traceback, or modules built until memory ends, by a header of a few hundred bytes."""
+    with safe_open(file[0], "numpy") as header:
+        record = json.loads(header.metadata()[published.RECORD])
+    save_file(file[1], tmp_path / "x.safetensors", {published.RECORD: spoilt(record, where, value) if where else value})
+    used = time.process_time()
+    with pytest.raises(UserError, match="x.safetensors: .*damaged|config") as caught:
+        published.open_published(tmp_path / "x.safetensors")
+    assert "\n" not in str(caught.value) and time.process_time() - used < 5

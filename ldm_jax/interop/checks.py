@@ -60,8 +60,13 @@ def check_names(names: Iterable[str], path) -> None:
     for name in names:
         parts = name.replace("\\", "/").split("/") if isinstance(name, str) else []
         if not parts or not name or len(name) > NAME_LIMIT or not name.isprintable() or ".." in parts or not parts[0]:
-            raise UserError(f"{path}: refused: a tensor is named {str(name)[:80]!r}; names are 1 to {NAME_LIMIT} printable "
+            raise UserError(f"{path}: refused: a tensor is named {shown(name)!r}; names are 1 to {NAME_LIMIT} printable "
                             "characters, not absolute and without '..'")
+
+
+def shown(foreign) -> str:
+    """Words for what a file holds: the beginning of a text, the type of anything else, whose own text can take for ever to make."""
+    return foreign[:80] if isinstance(foreign, str) else type(foreign).__name__
 
 
 def check_finite(tensors: Mapping[str, np.ndarray], path) -> None:
@@ -82,8 +87,8 @@ def once(pairs: list) -> dict:
     """For `json.loads(object_pairs_hook=once)`: a dict, or ValueError for a key that stands twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise ValueError(f"{twice[:80]!r} stands twice")
     return found
 

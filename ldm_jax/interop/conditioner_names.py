@@ -91,6 +91,12 @@ def compvis_homes(conditioner) -> tuple[Home, ...]:
     return tuple(homes)
 
 
+def numbered(homes: tuple[Home, ...]) -> tuple[tuple[Home, ...], dict[str, str]]:
+    """The parts of a single file that (prefix, form) of its encoders are: ((part, form) of each, {part: prefix})."""
+    parts = [f"encoder_{i}" for i in range(len(homes))]
+    return tuple((part, form) for part, (_, form) in zip(parts, homes)), {part: prefix for part, (prefix, _) in zip(parts, homes)}
+
+
 def projection_of(conditioner) -> str:
     """How the U-Net of a model stores its transformers' proj_in and proj_out: "linear" beside OpenCLIP's text encoders (SD 2, SDXL),
     else "conv" (LDM, SD 1).

@@ -14,10 +14,10 @@ from ldm_jax.interop.diffusers_nets import ReadNetwork, read_first_stage, read_u
 from ldm_jax.interop.diffusers_scheduler import read_scheduler
 from ldm_jax.interop.diffusers_texts import read_bert, read_clip
 from ldm_jax.interop.families import several
+from ldm_jax.interop.folder_reader import NOT_READ
 from ldm_jax.interop.zoo import ZOO
 
 Jsons = Mapping[str, Mapping[str, Any]]
-NOT_OURS = ("safety_checker", "feature_extractor", "image_encoder", "depth_estimator", "watermarker")
 KNOWN = ("unet", "vae", "vqvae", "text_encoder", "text_encoder_2", "bert", "tokenizer", "tokenizer_2", "scheduler", "low_res_scheduler")
 STEPS = {"StableDiffusionUpscalePipeline": (75, 9.0), "StableDiffusionXLPipeline": (50, 5.0), "StableDiffusionXLImg2ImgPipeline": (50, 5.0),
          "StableDiffusionXLInpaintPipeline": (50, 5.0), "LDMTextToImagePipeline": (50, 1.0), "LDMPipeline": (50, 1.0),
@@ -40,7 +40,7 @@ def describe_folder(jsons: Jsons) -> Description:
       UserError: a component or a setting without an equal here.
     """
     index = jsons.get("model_index", {})
-    parts = {name: config for name, config in jsons.items() if name not in ("model_index", *NOT_OURS)}
+    parts = {name: config for name, config in jsons.items() if name not in ("model_index", *NOT_READ)}
     if len(parts) == 1 and not index:
         return _lone(next(iter(parts.values())))
     unknown = [name for name in parts if name not in KNOWN]

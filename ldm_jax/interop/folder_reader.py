@@ -25,7 +25,11 @@ CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json", "
 MARKS = "special_tokens_map.json"
 BASES = ("diffusion_pytorch_model", "model", "pytorch_model")
 ENDINGS = ("safetensors", "bin")
-NOT_READ = {"safety_checker": "it blackens images; samples are not checked", "feature_extractor": "of the safety checker"}
+NOT_READ = {  # components of known pipelines that are neither opened nor asked for, and why
+    "safety_checker": "it blackens images; samples are not checked", "feature_extractor": "it prepares images for parts that are not read",
+    "image_encoder": "it tells images to pipelines that have no equal here", "depth_estimator": "depth is an input, given as an image",
+    "watermarker": "samples are not marked",
+}
 JSON_LIMIT = 64 * 2**20  # bytes; the index of a model in a thousand shards is under 1 MB, a tokenizer's settings under 3
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -69,16 +73,15 @@ def is_folder(path) -> bool:
     return (path / INDEX).is_file() or (path / CONFIGS[0]).is_file() and weights
 
 
-def read_folder(path, variant: str = "", component: str = "") -> Folder:
+def read_folder(path, variant: str = "") -> Folder:
     """Opens a model's folder; tensors are read when they are used.
 
     Args:
       variant: which weights of each component: "fp16" takes `diffusion_pytorch_model.fp16.safetensors`; a component that
         has none of it is read from its plain file, and `told` says so.
-      component: read only this one.
 
     Raises:
-      UserError: no such folder, component or variant; JSON that is damaged; a component without its weights, a shard that
+      UserError: no such folder or variant; JSON that is damaged; a component without its weights, a shard that
         is missing, a tensor that is in two shards or in none; a link or a name that leads out of the folder; what
         `read_tensors` raises.
     """
@@ -88,18 +91,14 @@ def read_folder(path, variant: str = "", component: str = "") -> Folder:
     if variant and not NAME.fullmatch(variant):
         raise UserError(f"variant={variant!r}: expected letters and digits, as in 'fp16'")
     if not (root / INDEX).exists():
-        if component:
-            raise UserError(f"{path}: has no {INDEX}, so component={component!r} is not to be chosen: give its own folder")
         return _lone(root, variant)
     index = read_json(root, root / INDEX)
     names = [name for name, entry in index.items() if _is_component(name, entry)]
-    if component and component not in names:
-        raise UserError(f"{path}: no component {component!r}; it has {', '.join(names)}")
     bad = [name for name in names if not NAME.fullmatch(name)]
     if bad:
         raise UserError(f"{path}/{INDEX}: refused: a component is named {bad[0][:80]!r}")
-    wanted = [component] if component else [name for name in names if name not in NOT_READ]
-    told = [] if component else [f"{name} is not read: {NOT_READ[name]}" for name in names if name in NOT_READ]
+    wanted = [name for name in names if name not in NOT_READ]
+    told = [f"{name} is not read: {NOT_READ[name]}" for name in names if name in NOT_READ]
     found, plain = {}, []
     for name in wanted:
         folder = inside(root, root / name)

@@ -12,7 +12,7 @@ from ldm_jax.core.errors import UserError
 from ldm_jax.interop import structure
 from ldm_jax.interop.described import looks_like, misfit
 from ldm_jax.interop.description import Description
-from ldm_jax.interop.prefixes import CONDITIONER, EMA, EMBEDDERS, FIRST_STAGE, NETWORK
+from ldm_jax.interop.prefixes import CONDITIONER, EMBEDDERS, FIRST_STAGE, NETWORK
 from ldm_jax.interop.structure import SeenNetwork, Shapes, below
 from ldm_jax.interop.traits import REQUIRED, Traits, traits_of, traits_of_row
 from ldm_jax.interop.zoo import HEADS, ZOO
@@ -35,7 +35,7 @@ ENCODERS = (  # prefix, form, a tensor that it has
 class Parts:
     """Where the parts of a model stand in a file.
 
-    network, ema, first_stage: prefixes of their tensors' names ("" in a file of one part alone), None where the file has none.
+    network, first_stage: prefixes of their tensors' names ("" in a file of one part alone), None where the file has none.
     conditioner: (prefix, form) of each: forms "hf" (with or without "text_model."), "openclip", "x_transformers" of text encoders,
       "class" (a table), "rescaler", "first_stage" (the same tensors as the first stage, once more). A table of noise levels,
       label_emb, stands in the network.
@@ -46,7 +46,6 @@ class Parts:
     """
 
     network: str | None
-    ema: str | None
     first_stage: str | None
     conditioner: tuple[tuple[str, str], ...]
     proj: str
@@ -101,7 +100,6 @@ def _prefixes(shapes: Shapes, where: str) -> dict[str, str | None]:
         return next((p for p in (of, "") if p + telling in shapes), None)
 
     found = {"network": prefix(NETWORK, "input_blocks.0.0.weight"),
-             "ema": EMA if any(name.startswith(f"{EMA}diffusion_model") for name in shapes) else None,
              "first_stage": prefix(FIRST_STAGE, "encoder.conv_in.weight")}
     if found["network"] is None and found["first_stage"] is None:
         raise UserError(f"{where}: no U-Net ({NETWORK}input_blocks...) and no autoencoder ({FIRST_STAGE}encoder... or encoder...) among "

@@ -72,9 +72,10 @@ def split(tensors: Mapping[str, np.ndarray], prefixes: Mapping[str, str], weight
     average = _average(all_shapes, where) if weights == "ema" else {}
     rest = [name for name in all_shapes if not name.startswith(EMA)]
     ignored = [name for name in rest if any(fnmatch.fnmatchcase(name, pattern) for pattern in IGNORABLE)]
+    left = set(ignored)
     found: dict[str, list[str]] = {part: [] for part in prefixes}
     unknown, longest_first = [], sorted(prefixes, key=lambda part: -len(prefixes[part]))
-    for name in (name for name in rest if name not in set(ignored)):
+    for name in (name for name in rest if name not in left):
         part = next((part for part in longest_first if name.startswith(prefixes[part])), None)
         (unknown if part is None else found[part]).append(name)
     copies = _second_first_stage(tensors, unknown, prefixes, where)

@@ -11,7 +11,6 @@ This is the only module of the package that may import `pickle`.
 import dataclasses
 import io
 import pickle
-import pickletools
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 
@@ -19,9 +18,12 @@ import ml_dtypes
 import numpy as np
 
 from ldm_jax.core.errors import UserError
-from ldm_jax.interop.checks import check_shape, elements
+from ldm_jax.interop.checks import check_shape, elements, shown
+from ldm_jax.interop.pickle_scan import measure
 
-PICKLE_LIMIT = 64 * 2**20  # bytes; the pickle of a 4 GB checkpoint with its optimizer is under 2 MB
+PICKLE_LIMIT = 16 * 2**20  # bytes; the pickle of a 4 GB checkpoint with its optimizer is under 2 MB, of its hyperparameters under 8
+NAMES_LIMIT, NAME_LIMIT = 10_000, 512  # names that one pickle asks for, and the characters of one
+PAIRS_LIMIT = 1_000_000  # that OrderedDict is called with, in all: a list that is in the file once can be given many times
 
 STORAGES = {
     "FloatStorage": np.dtype("<f4"), "DoubleStorage": np.dtype("<f8"), "HalfStorage": np.dtype("<f2"),
@@ -30,14 +32,18 @@ STORAGES = {
     "BoolStorage": np.dtype(bool),
 }
 
-# Of Python's own library, what honest checkpoints hold beside their tensors: hyperparameters, paths, bytes.
-PLAIN = {"_codecs.encode", "argparse.Namespace", "collections.Counter", "collections.OrderedDict", "collections.defaultdict",
-         "collections.deque", "copyreg._reconstructor", "datetime.date", "datetime.datetime", "datetime.timedelta", "datetime.timezone",
-         "decimal.Decimal", "functools.partial", "pathlib.Path", "pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib.PureWindowsPath",
-         "pathlib.WindowsPath", "types.SimpleNamespace", "uuid.UUID",
+# Of Python's own library, what honest checkpoints hold beside their tensors: hyperparameters, paths, bytes, locks. It only makes data.
+PLAIN = {"_codecs.encode", "_io.BytesIO", "_io.StringIO", "_thread.RLock", "_thread.lock", "abc.ABCMeta", "argparse.Namespace",
+         "array._array_reconstructor", "array.array", "collections.Counter", "collections.OrderedDict", "collections.defaultdict",
+         "collections.deque", "collections.namedtuple", "copyreg._reconstructor", "dataclasses._MISSING_TYPE", "enum.auto",
+         "functools.partial", "inspect._empty", "io.BytesIO", "io.StringIO", "logging.Logger", "logging.getLogger", "random.Random",
+         "re._compile", "re.compile", "re.Pattern", "re.RegexFlag", "sre_compile._compile", "threading.Lock", "threading.RLock",
+         "threading._RLock", "time.struct_time", "types.GenericAlias", "types.MappingProxyType", "types.NoneType",
+         "types.SimpleNamespace", "types.UnionType",
          *("builtins." + name for name in ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list",
-                                           "object", "range", "set", "slice", "str", "tuple")),
-         *("typing." + name for name in ("Any", "Callable", "Dict", "List", "Optional", "Sequence", "Tuple", "Union"))}
+                                           "object", "range", "set", "slice", "str", "tuple", "type"))}
+PLAIN_TYPES_OF = {"collections.abc", "datetime", "decimal", "enum", "fractions", "numbers", "pathlib", "pathlib._local", "typing", "uuid",
+                  "zoneinfo"}  # their types, which begin with a capital letter; datetime's do not
 
 # Modules that act, wherever in a name they stand: torch.serialization.os.system is os.system.
 ACTING = {"builtins", "ctypes", "importlib", "marshal", "nt", "os", "pickle", "posix", "pty", "runpy", "shutil", "socket", "subprocess",
@@ -129,9 +135,9 @@ def rebuild_tensor(storage, offset, size, stride, *rest) -> Tensor:
     """torch._utils._rebuild_tensor_v2; every number is checked here, before anything is allocated."""
     if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise pickle.UnpicklingError("a tensor is not a view of a storage")
-    numbers = (offset, *size, *stride)
+    numbers = (offset, *size[:33], *stride[:33])
     if any(type(n) is not int or n < 0 or n >= 2**62 for n in numbers) or len(size) != len(stride) or len(size) > 32:
-        raise pickle.UnpicklingError(f"a tensor has offset {offset}, size {size}, stride {stride}")
+        raise pickle.UnpicklingError("a tensor's offset, size and stride are not whole numbers >= 0 of up to 32 axes")
     check_shape(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
     if elements(size) and (last >= storage.count or elements(size) > storage.count):
@@ -139,9 +145,18 @@ def rebuild_tensor(storage, offset, size, stride, *rest) -> Tensor:
     return Tensor(storage, offset, size, stride)
 
 
-def rebuild_parameter(data, *rest):
+def rebuild_parameter(data, *rest) -> Tensor:
     """torch._utils._rebuild_parameter: the tensor it wraps."""
+    if not isinstance(data, Tensor):
+        raise pickle.UnpicklingError("a parameter is not a tensor")
     return data
+
+
+def rebuild_size(numbers=()) -> tuple[int, ...]:
+    """torch.Size; nothing but numbers, so that its hash is cheap."""
+    if not isinstance(numbers, list | tuple) or len(numbers) > 32 or any(type(n) is not int for n in numbers):
+        raise pickle.UnpicklingError("a size is not a list of up to 32 whole numbers")
+    return tuple(numbers)
 
 
 ALLOWED = {("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor, ("torch._utils", "_rebuild_parameter"): rebuild_parameter}
@@ -152,18 +167,19 @@ class Restricted(pickle.Unpickler):
 
     def __init__(self, data: bytes):
         super().__init__(io.BytesIO(data), encoding="utf-8")
-        self.blocked: dict[str, None] = {}
+        self.blocked: dict[str, type] = {}
+        self.left = PAIRS_LIMIT
         self.storages: dict[str, Storage] = {}
 
     def find_class(self, module: str, name: str):
         if (module, name) in ALLOWED:
             return Call(ALLOWED[module, name])
         if (module, name) == ("collections", "OrderedDict"):
-            return Call(Ordered)
+            return Call(self.ordered)
         if module == "torch" and name in STORAGES:
             return StandIn(STORAGES[name])
         if module == "torch" and name == "Size":
-            return Call(tuple)
+            return Call(rebuild_size)
         if module == "torch._utils" or module == "torch.storage" or module == "torch" and name.endswith("Storage"):
             raise pickle.UnpicklingError(f"tensors of the kind {module}.{name} are not read; save them as plain dense tensors")
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))  # Python 2's, as __builtin__.eval
@@ -172,18 +188,30 @@ class Restricted(pickle.Unpickler):
         return self.inert(f"{module}.{name}")
 
     def inert(self, name: str) -> type:
-        """What the pickle gets for a name that is not given."""
-        self.blocked[name] = None
-        return type("Inert", (Inert,), {"asked": name})
+        """What the pickle gets for a name that is not given: one class a name."""
+        if name not in self.blocked:
+            if len(name) > NAME_LIMIT or len(self.blocked) >= NAMES_LIMIT:
+                raise pickle.UnpicklingError(f"it asks for more than {NAMES_LIMIT} names, or for one of more than {NAME_LIMIT} characters")
+            self.blocked[name] = type("Inert", (Inert,), {"asked": name})
+        return self.blocked[name]
+
+    def ordered(self, pairs=()) -> Ordered:
+        """collections.OrderedDict; Python 2 gave it its pairs in a list."""
+        if not isinstance(pairs, list | tuple) or len(pairs) > self.left:
+            raise pickle.UnpicklingError(f"an OrderedDict of no list of pairs, or of more than {PAIRS_LIMIT}")
+        self.left -= len(pairs)
+        if any(not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str) for pair in pairs):
+            raise pickle.UnpicklingError("an OrderedDict whose keys are not names")
+        return Ordered(pairs)
 
     def attribute(self, owner, name, *rest) -> type:
         """What the pickle gets for `getattr`: nothing of the owner, and the name is as if it had been asked for in one."""
-        return self.inert(f"{str(getattr(owner, 'asked', '?'))}.{str(name)[:80]}")
+        return self.inert(f"{getattr(owner, 'asked', '?')}.{shown(name)}")
 
     def persistent_load(self, pid):
         parts = pid if isinstance(pid, tuple) else ()
         if len(parts) not in (5, 6) or parts[0] != "storage" or not isinstance(parts[1], StandIn):
-            raise pickle.UnpicklingError(f"unknown persistent object {str(pid)[:80]!r}")
+            raise pickle.UnpicklingError(f"unknown persistent object {shown(pid)!r}")
         _, kind, key, _, count, *view = parts
         if not isinstance(kind.value, np.dtype) or not isinstance(key, str) or type(count) is not int or not 0 <= count < 2**62:
             raise pickle.UnpicklingError("a storage without key, element type or count")
@@ -209,7 +237,7 @@ def load(data: bytes, path) -> Pickled:
     """The object of the pickle that `data` begins with.
 
     Raises:
-      UserError: damaged, larger than 64 MiB, made to exhaust memory, or made to act: the message names what it asked for.
+      UserError: damaged, larger than 16 MiB, made to exhaust memory, or made to act: the message names what it asked for.
     """
     if len(data) > PICKLE_LIMIT:
         raise UserError(f"{path}: refused: its pickle is {len(data)} bytes, more than {PICKLE_LIMIT}: objects, not tensors")
@@ -218,7 +246,8 @@ def load(data: bytes, path) -> Pickled:
     try:
         value = reader.load()
     except Exception as error:  # a hostile pickle can raise anything from inside the unpickler
-        failed = f"{type(error).__name__}: {str(error)[:200]}"
+        told = all(isinstance(arg, str | bytes | int) for arg in error.args)  # or its text shows what the pickle has made
+        failed = f"{type(error).__name__}: {str(error)[:200]}" if told else type(error).__name__
     acting = [name[:80] for name in reader.blocked if can_act(name)]
     if acting:
         raise UserError(f"{path}: refused: its pickle asks for {', '.join(acting[:5])}, which no checkpoint needs; nothing of it was "
@@ -230,24 +259,7 @@ def load(data: bytes, path) -> Pickled:
 
 def can_act(name: str) -> bool:
     """Whether a name that a pickle asks for is of Python's own library and more than a plain type, or leads into what acts."""
-    parts = name.split(".")
-    return name not in PLAIN and (parts[0] in sys.stdlib_module_names or not ACTING.isdisjoint(parts))
-
-
-def measure(data: bytes, path) -> int:
-    """Length in bytes of the pickle that `data` begins with; its opcodes are read, none is run.
-
-    A memo index is an allocation in the C unpickler (one opcode of 5 bytes can ask for 32 GB): more than the pickle has
-    bytes is refused.
-    """
-    try:
-        for opcode, argument, position in pickletools.genops(io.BytesIO(data)):
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
-                raise UserError(f"{path}: refused: memo index {argument} in a pickle of {len(data)} bytes")
-            if opcode.name == "STOP":
-                return position + 1
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path}: damaged pickle: {str(error)[:200]}") from None
-    raise UserError(f"{path}: damaged pickle: no end")
+    parts, (module, _, last) = name.split("."), name.rpartition(".")
+    if name in PLAIN or module in PLAIN_TYPES_OF and (last[:1].isupper() or module == "datetime"):
+        return False
+    return parts[0] in sys.stdlib_module_names or not ACTING.isdisjoint(parts)

@@ -9,8 +9,9 @@ import zlib
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.interop import torch_pickle
-from ldm_jax.interop.checks import TensorFile, as_file, check_names, check_sha256
+from ldm_jax.interop.checks import TensorFile, as_file, check_names, check_sha256, shown
 from ldm_jax.interop.mapped import MappedFile, Stored, Tensors
+from ldm_jax.interop.pickle_scan import measure
 from ldm_jax.interop.torch_pickle import PICKLE_LIMIT, Pickled, Storage, Tensor
 
 MEMBER_LIMIT = 200_000
@@ -123,12 +124,12 @@ def read_torch_stream(path, *, sha256: str = "") -> TensorFile:
         head = file.read(PICKLE_LIMIT)
         at, parts = 0, []
         for _ in range(5):  # magic number, protocol, system, the object, the storage keys in their order
-            length = torch_pickle.measure(head[at:] if at else head, path)
+            length = measure(head[at:] if at else head, path)
             parts.append(torch_pickle.load(head[at : at + length], path))
             at += length
         magic, protocol, system, keys = (parts[i].value for i in (0, 1, 2, 4))
         if magic != STREAM_MAGIC or protocol != STREAM_PROTOCOL or not isinstance(system, dict) or not system.get("little_endian"):
-            raise UserError(f"{path}: not a PyTorch file that is read here (protocol {str(protocol)[:20]}, or big-endian numbers)")
+            raise UserError(f"{path}: not a PyTorch file that is read here: another protocol than {STREAM_PROTOCOL}, or big-endian numbers")
         content = parts[3]
         places = _places(file, at, keys, content.storages, size, path)
 
@@ -160,10 +161,10 @@ def _tensor_file(content: Pickled, start, path) -> TensorFile:
         raise UserError(f"{path}: expected a dict of tensors, found {'one tensor' if isinstance(whole, Tensor) else 'another object'}")
     ignored = [f"blocked {name}" for name in blocked]
     if isinstance(whole.get("state_dict"), dict):
-        ignored += [f"{str(name)[:80]}: {_kind(value)}" for name, value in whole.items() if name != "state_dict"]
+        ignored += [f"{shown(name)}: {_kind(value)}" for name, value in whole.items() if name != "state_dict"]
         whole = whole["state_dict"]
     views = {name: value for name, value in whole.items() if isinstance(value, Tensor)}
-    ignored += [f"{str(name)[:80]}: {_kind(value)}" for name, value in whole.items() if name not in views]
+    ignored += [f"{shown(name)}: {_kind(value)}" for name, value in whole.items() if name not in views]
     check_names(views, path)
     if not views:
         raise UserError(f"{path}: no tensors in it" + (f"; it asked for {', '.join(blocked[:5])}" if blocked else ""))

@@ -9,7 +9,7 @@ from ldm_jax import published
 from ldm_jax.checkpoint.tensors_writer import Weights
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.trees import paths
-from ldm_jax.interop.conditioner_names import compvis_homes
+from ldm_jax.interop.conditioner_names import compvis_homes, numbered
 from ldm_jax.interop.folder_writer import write_file
 from ldm_jax.interop.single_file import SCHEDULE, ema_name
 from tests.interop.zoo_files import smaller
@@ -32,8 +32,8 @@ def content(kind):
     described = dataclasses.replace(row, scale_factor=row.scale_factor or 0.5)
     first, whole = published.configs_of(described, "raw")
     made = published.architecture(first, whole, published.units_of(described))
-    prefixes = published.PREFIXES | {f"encoder_{i}": prefix for i, (prefix, _) in enumerate(compvis_homes(made.whole.conditioner))}
-    homes = tuple((f"encoder_{i}", form) for i, (_, form) in enumerate(compvis_homes(made.whole.conditioner)))
+    homes, prefixes = numbered(compvis_homes(made.whole.conditioner))
+    prefixes |= published.PREFIXES
     rng, ours, file = np.random.default_rng(0), {}, {}
     for place in made.places("compvis", {"proj": proj, "vector": "text_time" if kind == "sdxl" else ""}, homes):
         ours[place.ours] = rng.normal(size=made.shapes[place.ours].shape).astype(np.float32)

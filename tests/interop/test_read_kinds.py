@@ -7,7 +7,7 @@ import pytest
 
 from ldm_jax import published
 from ldm_jax.core.trees import paths
-from ldm_jax.interop.conditioner_names import compvis_homes
+from ldm_jax.interop.conditioner_names import compvis_homes, numbered
 from tests.interop.zoo_files import smaller
 
 SMALL = {
@@ -39,9 +39,10 @@ def tensors_of(described) -> dict:
     homes = compvis_homes(made.whole.conditioner)
     linear = any(form == "openclip" for _, form in homes)
     options = {"proj": "linear" if linear else "conv", "vector": "text_time" if "model/network/vector_0/kernel" in made.shapes else ""}
-    begins = published.PREFIXES | {f"encoder_{i}": prefix for i, (prefix, _) in enumerate(homes)}
+    named, begins = numbered(homes)
+    begins |= published.PREFIXES
     found = {"betas": np.zeros(1000, np.float32), "scale_factor": np.array(described.scale_factor, np.float32)}
-    for place in made.places("compvis", options, tuple((f"encoder_{i}", form) for i, (_, form) in enumerate(homes))):
+    for place in made.places("compvis", options, named):
         for name, shape in place.shapes(made.shapes[place.ours].shape).items():
             part, _, inner = name.partition("/")
             found[begins[part] + inner] = np.zeros(shape, np.float32)

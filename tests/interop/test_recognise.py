@@ -47,12 +47,12 @@ def test_small_relatives_are_recognised(kind, files):
 
 
 def test_where_the_parts_stand(files):
-    """Catches a prefix or a form that a reader could not use, and an average or a scale factor that goes unnoticed."""
+    """Catches a prefix or a form that a reader could not use, and a scale factor that goes unnoticed."""
     clip = ("conditioner.embedders.0.transformer.", "hf"), ("conditioner.embedders.1.model.", "openclip")
-    assert recognise(files["sdxl"])[1] == Parts("model.diffusion_model.", None, "first_stage_model.", clip, "linear", "text_time", False,
+    assert recognise(files["sdxl"])[1] == Parts("model.diffusion_model.", "first_stage_model.", clip, "linear", "text_time", False,
                                                 ("sdxl",))
     churches = files["lsun-churches256"] | {"model_ema.diffusion_modelout2bias": (4,)}
-    assert recognise(churches)[1] == Parts("model.diffusion_model.", "model_ema.", "first_stage_model.", (), "conv", "", True,
+    assert recognise(churches)[1] == Parts("model.diffusion_model.", "first_stage_model.", (), "conv", "", True,
                                            ("lsun-churches256",))
     assert recognise(files["sd2-x4-upscaler"])[1].conditioner == (("cond_stage_model.model.", "openclip"),)
     again = {f"cond_stage_model.{name.removeprefix('first_stage_model.')}": shape for name, shape in files["inpainting-big"].items()

@@ -1,10 +1,13 @@
 """A published single file taken apart: nothing lost, nothing mixed up, the average where it is asked for."""
 
+import fnmatch
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from ldm_jax.core.errors import UserError
+from ldm_jax.interop import single_file
 from ldm_jax.interop.mapped import Tensors, shapes
 from ldm_jax.interop.single_file import ema_name, split
 from ldm_jax.interop.tensors import read_tensors
@@ -109,3 +112,43 @@ def test_a_damaged_average_does_not_keep_from_the_raw_weights():
         split(numbers("model.diffusion_model.a", "first_stage_model.a"), PREFIXES)
     with pytest.raises(UserError, match="expected 'ema' or 'raw'"):
         split(content, PREFIXES, "best")
+
+
+def test_a_file_of_many_names_takes_few_tables(monkeypatch):
+    """Catches a table of all that is left out, built anew for every name of a file with a hundred thousand."""
+    calls = []
+    monkeypatch.setattr(single_file, "set", lambda *of: calls.append(1) or set(*of), raising=False)
+    split(published() | numbers(*(f"model.diffusion_model.{i}" for i in range(50))), PREFIXES, "raw")
+    assert len(calls) < 10
+
+
+# What published files of a kind hold beside their parameters: name of the family -> keys.
+EXTRA = {
+    "every": (*single_file.SCHEDULE, "scale_factor", "logvar", "first_stage_model.loss.logvar",
+              "first_stage_model.loss.discriminator.main.0.weight", "model_ema.decay", "model_ema.num_updates"),
+    "a first stage alone": ("loss.logvar", "loss.perceptual_loss.net.slice1.0.weight", "loss.discriminator.main.11.bias"),
+    "sd1": ("cond_stage_model.transformer.text_model.embeddings.position_ids", "cond_stage_model.transformer.embeddings.position_ids"),
+    "sd2": ("cond_stage_model.model.attn_mask", "cond_stage_model.model.logit_scale"),
+    "sd2-depth": ("depth_model.model.pretrained.model.cls_token", "depth_model.model.scratch.output_conv.0.weight"),
+    "sd2-x4-upscaler": tuple(f"low_scale_model.{name}" for name in single_file.SCHEDULE),
+    "sdxl": ("conditioner.embedders.0.transformer.text_model.embeddings.position_ids", "conditioner.embedders.1.model.logit_scale",
+             "conditioner.embedders.1.model.attn_mask", "denoiser.sigmas"),
+    "rdm768": ("unconditional_guidance_vex",),
+}
+
+
+@pytest.mark.parametrize("kind", EXTRA)
+def test_what_published_files_hold_beside_their_parameters(kind):
+    """Catches a buffer of a published file that keeps it from opening, or that ends in a part."""
+    own = {"sdxl": "conditioner.embedders.1.", "a first stage alone": ""}.get(kind, "cond_stage_model.")
+    prefixes = PREFIXES | {"conditioner": own} if own else {"first_stage": ""}
+    kept = {f"{prefix}kept": np.ones(2) for prefix in prefixes.values()}
+    found = split(kept | {name: np.ones(()) for name in EXTRA[kind]}, prefixes)
+    assert all(set(part) == {"kept"} for part in found.parts.values())
+    assert set(found.ignored) == {name for name in EXTRA[kind] if not name.startswith("model_ema.")}
+
+
+def test_every_pattern_of_what_is_left_out_is_of_a_published_file():
+    """Catches a pattern that no published file needs, which would drop a tensor of some other."""
+    names = [name for some in EXTRA.values() for name in some]
+    assert not [pattern for pattern in single_file.IGNORABLE if not fnmatch.filter(names, pattern)]

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import contextlib
 import datetime
 import enum
 import io
@@ -9,6 +10,7 @@ import os
 import pathlib
 import pickle
 import random
+import resource
 import subprocess
 import sys
 import zipfile
@@ -17,7 +19,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.core.errors import UserError
-from ldm_jax.interop import torch_pickle, torch_reader
+from ldm_jax.interop import pickle_scan, torch_pickle, torch_reader
 from ldm_jax.interop.tensors import read_tensors, read_torch_zip
 
 torch = pytest.importorskip("torch")
@@ -314,3 +316,121 @@ def test_a_pickle_of_objects_is_refused_by_size(monkeypatch):
     pickle.dump(list(range(200)), buffer)
     with pytest.raises(UserError, match="objects, not tensors"):
         torch_pickle.load(buffer.getvalue(), "x.pth")
+
+
+def nest(levels, wide=2):
+    """A pickle of a tuple of one smaller tuple `wide` times, and so on: wide ** levels parts, if one walks through them."""
+    one = b"".join(b"h" + bytes([i]) for i in [0] * wide)
+    return b"\x80\x02)q\x00" + (b"(" + one + b"tq\x00") * levels
+
+
+GET = b"h\x00"
+ENDLESS = {
+    "shown as an object": (nest(60) + GET + b"Q.", "unknown persistent object 'tuple'"),
+    "shown as a shape": (nest(60) + GLOBAL + b"((U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x05tQ" + GET + b"(h\x00t(K\x01ttR.",
+                         "offset, size and stride"),
+    "shown as a member": (nest(60) + b"cbuiltins\ngetattr\n(ctorch\nnn\n" + GET + b"tR.", ""),
+    "a parameter": (nest(60) + b"}ctorch._utils\n_rebuild_parameter\n(" + GET + b"tRNs.", "a parameter is not a tensor"),
+    "a size": (nest(60) + b"}ctorch\nSize\n(" + GET + b"tRNs.", "a size is not"),
+    "a pair": (nest(60) + b"ccollections\nOrderedDict\n(](" + GET + b"NtatR.", "keys are not names"),
+    "a key": (nest(60) + b"}" + GET + b"Ns.", "keys of nested tuples"),
+    "a key among others": (nest(60) + b"}(NN" + GET + b"Nu.", "keys of nested tuples"),
+    "a key of a wide tuple": (nest(12, 40) + b"}" + GET + b"Ns.", "keys of nested tuples"),
+    "a key behind a state": (nest(60) + b"}" + GET + b"Nb0" + GET + b"Nbq\x010" + b"h\x01Ns.", "keys of nested tuples"),
+    "a member of a set": (nest(60) + b"\x8f(" + GET + b"\x90.", "keys of nested tuples"),
+    "a frozen set": (nest(60) + b"(" + GET + b"\x91.", "keys of nested tuples"),
+    "a table": (nest(60) + b"(" + GET + b"Nd.", "keys of nested tuples"),
+    "keys of one hash": (b"\x80\x02}(" + b"".join(b"\x8a\x0a" + ((2**61 - 1) * i).to_bytes(10, "little") + b"N" for i in range(8, 10_009))
+                         + b"u.", "long numbers"),
+    "opcodes": (b"\x80\x02" + b"N0" * 2_000 + b".", "more than 3000 opcodes"),
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_a_small_pickle_cannot_take_for_ever(what, monkeypatch):
+    """Catches a text, a hash or a comparison of shared tuples, which goes through 2 ** 60 of them."""
+    code, told = ENDLESS[what]
+    monkeypatch.setattr(pickle_scan, "OPCODES_LIMIT", 3_000 if what == "opcodes" else 10**6)
+    if not told:
+        with limited(5):
+            assert torch_pickle.load(code, "x.pth").blocked == ("torch.nn", "torch.nn.tuple")
+        return
+    with limited(5), pytest.raises(UserError, match=told) as caught:
+        torch_pickle.load(code, "x.pth")
+    assert "x.pth" in str(caught.value) and len(str(caught.value)) < 400
+
+
+@contextlib.contextmanager
+def limited(seconds):
+    """Ends the process after that many seconds of its own work: no signal handler runs inside the unpickler."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + seconds, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+
+
+def test_foreign_names_of_entries_are_not_shown(tmp_path):
+    """Catches an entry named by a shared tuple, whose text is made for the list of what was ignored."""
+    shared = ()
+    for _ in range(5):
+        shared = (shared,) * 3
+    path = save({"state_dict": {"w": torch.ones(1), shared: 1, 7: 2}, (1, 2): 3}, tmp_path / "x.ckpt")
+    assert set(read_tensors(path).ignored) == {"tuple: int", "int: int"}
+    with pytest.raises(UserError, match="a tensor is named 'tuple'"):
+        read_tensors(save({"w": torch.ones(1), (1, 2): torch.ones(1)}, tmp_path / "x.ckpt"))
+
+
+def test_tuples_beside_the_tensors_are_read():
+    """Catches honest keys and deep tuples refused: betas, shapes and keys of two names."""
+    deep = ()
+    for _ in range(300):
+        deep = (deep, "x")
+    content = {"a": deep, ("x", 3): 1, frozenset("abc"): {("y", 2), (1, (2, 3))}, 2**70: 1}
+    for protocol in range(2, 5):
+        kept = {key: value for key, value in content.items() if protocol == 4 or not isinstance(key, frozenset)}
+        assert torch_pickle.load(pickle.dumps(kept, protocol), "x.pth").value["a"] == deep
+
+
+def test_a_name_is_one_class_and_there_are_few(monkeypatch):
+    """Catches a class of a kilobyte made by every opcode of three bytes, and by every name."""
+    made = torch_pickle.load(b"(ctorch.nn\nX\nctorch.nn\nX\nl.", "x.pth").value
+    assert made[0] is made[1]
+    monkeypatch.setattr(torch_pickle, "NAMES_LIMIT", 3)
+    with pytest.raises(UserError, match="more than 3 names"):
+        torch_pickle.load(b"(" + b"".join(b"ca\nx%d\n" % i for i in range(4)) + b"l.", "x.pth")
+    with pytest.raises(UserError, match="more than 512 characters"):
+        torch_pickle.load(b"ca\n" + b"x" * 600 + b"\n.", "x.pth")
+
+
+def test_pairs_given_again_and_again_are_counted(monkeypatch):
+    """Catches a list of pairs that many calls of OrderedDict turn into gigabytes, and Python 2's dicts refused."""
+    code = b"\x80\x02](U\x01aK\x01\x86U\x01bK\x02\x86eq\x000ccollections\nOrderedDict\nq\x01(h\x00tR"
+    assert torch_pickle.load(code + b".", "x.pth").value == {"a": 1, "b": 2}
+    monkeypatch.setattr(torch_pickle, "PAIRS_LIMIT", 5)
+    with pytest.raises(UserError, match="more than 5"):
+        torch_pickle.load(code + b"0h\x01(h\x00tR" * 2 + b".", "x.pth")
+
+
+@pytest.mark.parametrize("name", ["pathlib._local.PosixPath", "pathlib.PosixPath", "re._compile", "enum.IntEnum", "typing.Iterable",
+                                  "types.NoneType", "builtins.type", "collections.abc.Mapping", "threading.RLock", "_io.BytesIO",
+                                  "datetime.datetime", "datetime.time", "logging.getLogger", "pytorch_lightning.callbacks.Timer"])
+def test_what_makes_data_is_listed_and_no_attack(name):
+    """Catches an honest checkpoint called an attack."""
+    module, _, last = name.rpartition(".")
+    found = torch_pickle.load(b"}X\x01\x00\x00\x00ac" + f"{module}\n{last}\n".encode() + b"s.", "x.pth")
+    assert found.blocked == (name,)
+
+
+@pytest.mark.parametrize("name", [
+    "os.popen", "subprocess.Popen", "builtins.eval", "builtins.exec", "importlib.import_module", "socket.socket", "shutil.rmtree",
+    "enum.bltns.eval", "typing.sys.modules", "types.FunctionType", "types.CodeType", "operator.methodcaller", "typing.get_type_hints",
+    "pathlib.os.system", "enum.sys", "collections.abc.sys", "logging.os.system", "datetime.sys.modules", "webbrowser.open", "pickle.loads",
+    "marshal.loads", "code.interact"])
+def test_what_can_act_stays_refused(name):
+    """Catches a plain module through which another one is reached."""
+    module, _, last = name.rpartition(".")
+    with pytest.raises(UserError, match=f"asks for {name}"):
+        torch_pickle.load(b"c" + f"{module}\n{last}\n".encode() + b".", "x.pth")
