@@ -73,7 +73,8 @@ SCHEDULER = {
     "num_train_timesteps": TIMES, "beta_start": BETA, "beta_end": BETA, "trained_betas": Key(float, 0, 1, many="yes", null=True),
     "beta_schedule": TEXT, "prediction_type": TEXT, "timestep_spacing": TEXT, "final_sigmas_type": TEXT,
     "steps_offset": Key(int, 0, 100_000), "clip_sample_range": dataclasses.replace(FACTOR, null=False), "clip_sample": FLAG,
-    "set_alpha_to_one": FLAG, "lower_order_final": FLAG, "rescale_betas_zero_snr": FLAG, "use_karras_sigmas": FLAG, "use_exponential_sigmas": FLAG, "use_beta_sigmas": FLAG,
+    "set_alpha_to_one": FLAG, "lower_order_final": FLAG, "rescale_betas_zero_snr": FLAG, "use_karras_sigmas": FLAG,
+    "use_exponential_sigmas": FLAG, "use_beta_sigmas": FLAG,
 }
 CLIP = {
     "architectures": dataclasses.replace(TEXTS, null=True), "hidden_size": SIZE, "intermediate_size": SIZE, "num_hidden_layers": COUNT,
