@@ -151,6 +151,8 @@ def _folder(path: pathlib.Path, kind: str, variant: str) -> Published:
     homes = tuple((name, form) for name, form in TEXT_PARTS if name in found)
     parts |= {name: found[name].tensors for name, _ in homes}
     options = unet_options(mapped.shapes(parts["network"])) if "network" in parts else {}
+    if extent((description.first_stage, description.sections)) > sum(map(len, parts.values())):
+        raise UserError(f"{path}: damaged: its settings say more blocks and layers than it has tensors")
     tokenizers = tuple(found[name].folder for name in ("tokenizer", "tokenizer_2") if name in found)
     return Published(description, parts, "diffusers", options, homes, "raw", tokenizers, folder.told, str(path))
 

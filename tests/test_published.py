@@ -117,3 +117,13 @@ def test_a_description_in_the_header_is_not_believed(file, tmp_path, where, valu
     with pytest.raises(UserError, match="x.safetensors: .*damaged|config") as caught:
         published.open_published(tmp_path / "x.safetensors")
     assert "\n" not in str(caught.value) and time.process_time() - used < 5
+
+
+def test_a_folders_settings_are_not_believed(tmp_path):
+    """Mistake: modules built without end by a config.json of a few hundred bytes."""
+    config = {"_class_name": "AutoencoderKL", "block_out_channels": [32] * 9, "layers_per_block": 1000,
+              "down_block_types": ["DownEncoderBlock2D"] * 9, "up_block_types": ["UpDecoderBlock2D"] * 9}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"encoder.conv_in.weight": np.zeros((32, 3, 3, 3), np.float32)}, tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(UserError, match="more blocks and layers than it has tensors"):
+        published.open_published(tmp_path)

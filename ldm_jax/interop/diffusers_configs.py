@@ -10,6 +10,7 @@ from typing import Any
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.interop.description import Description
+from ldm_jax.interop.diffusers_keys import INDEX, check_keys
 from ldm_jax.interop.diffusers_nets import ReadNetwork, read_first_stage, read_unet
 from ldm_jax.interop.diffusers_scheduler import read_scheduler
 from ldm_jax.interop.diffusers_texts import read_bert, read_clip
@@ -40,6 +41,7 @@ def describe_folder(jsons: Jsons) -> Description:
       UserError: a component or a setting without an equal here.
     """
     index = jsons.get("model_index", {})
+    check_keys(index, INDEX, "model_index.json")
     parts = {name: config for name, config in jsons.items() if name not in ("model_index", *NOT_READ)}
     if len(parts) == 1 and not index:
         return _lone(next(iter(parts.values())))

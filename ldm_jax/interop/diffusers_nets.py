@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ldm_jax.core.errors import UserError
+from ldm_jax.interop.diffusers_keys import PLAIN_UNET, STAGE, UNET, check_keys, each
 from ldm_jax.models.levels import one_group_number
 
 Config = Mapping[str, Any]
@@ -55,14 +56,16 @@ def read_unet(config: Config) -> ReadNetwork:
     """
     kind = str(config.get("_class_name"))
     if kind not in UNETS:
-        raise UserError(f"unet: _class_name={kind}: expected {' or '.join(UNETS)}")
+        raise UserError(f"unet: _class_name={kind:.80}: expected {' or '.join(UNETS)}")
     _check(config, FIXED, "unet")
     plain = kind == "UNet2DModel"
+    check_keys(config, PLAIN_UNET if plain else UNET, "unet")
     widths = tuple(config.get("block_out_channels", (224, 448, 672, 896) if plain else (320, 640, 1280, 1280)))
     count = len(widths)
-    blocks, depths = _each(config.get("layers_per_block", 2), count), _each(config.get("transformer_layers_per_block", 1), count)
+    blocks, depths = (each(config.get(key, default), count, f"unet: {key}")
+                      for key, default in (("layers_per_block", 2), ("transformer_layers_per_block", 1)))
     heads = _heads(config, widths, plain)
-    crossing = _each(config.get("only_cross_attention", False), count)
+    crossing = each(config.get("only_cross_attention", False), count, "unet: only_cross_attention")
     attention, downs = _levels(config, count, plain)
     levels = []
     for i, kind_of in enumerate(attention):
@@ -84,7 +87,7 @@ def read_unet(config: Config) -> ReadNetwork:
                    scale_shift=config.get("resnet_time_scale_shift", "default") == "scale_shift",
                    vector="added" if labels else "projected", dtype="float32",
                    groups=config.get("norm_num_groups", 32), levels=tuple(levels), middle=middle)
-    tokens = set() if plain else set(_each(config.get("cross_attention_dim", 1280), count))
+    tokens = set() if plain else set(each(config.get("cross_attention_dim", 1280), count, "unet: cross_attention_dim"))
     if len(tokens) > 1:
         raise UserError(f"unet: cross_attention_dim={config['cross_attention_dim']}: expected the same for every level")
     default = 3 if plain else 4
@@ -97,7 +100,7 @@ def read_unet(config: Config) -> ReadNetwork:
 def _heads(config: Config, widths: Sequence[int], plain: bool) -> list[int]:
     given = config.get("attention_head_dim", 8)
     if not plain:
-        return list(_each(given, len(widths)))
+        return list(each(given, len(widths), "unet: attention_head_dim"))
     if given and any(width % given for width in widths):
         raise UserError(f"unet: attention_head_dim={given} does not divide the widths {', '.join(map(str, widths))}")
     return [width // given if given else 1 for width in widths]
@@ -208,8 +211,9 @@ def read_first_stage(config: Config, resolution: int = 0) -> tuple[dict, float, 
     """
     kind = config.get("_class_name")
     if kind not in ("AutoencoderKL", "VQModel"):
-        raise UserError(f"first stage: _class_name={kind}: expected AutoencoderKL or VQModel")
+        raise UserError(f"first stage: _class_name={str(kind):.80}: expected AutoencoderKL or VQModel")
     _check(config, STAGE_FIXED, kind)
+    check_keys(config, STAGE, kind)
     widths = tuple(config.get("block_out_channels", (64,)))
     latent = config.get("latent_channels", 4 if kind == "AutoencoderKL" else 3)
     downs, ups = config.get("down_block_types", ("DownEncoderBlock2D",)), config.get("up_block_types", ("UpDecoderBlock2D",))
@@ -257,11 +261,7 @@ def write_first_stage(section: Mapping[str, Any], resolution: int, channels: int
 def _check(config: Config, fixed: Mapping[str, tuple], where: str) -> None:
     for key, accepted in fixed.items():
         if config.get(key, accepted[0]) not in accepted:
-            raise UserError(f"{where}: {key}={config[key]!r} has no equal here; expected {' or '.join(map(repr, accepted))}")
-
-
-def _each(value, count: int) -> tuple:
-    return tuple(value) if isinstance(value, list | tuple) else (value,) * count
+            raise UserError(f"{where}: {key}={config[key]!r:.80} has no equal here; expected {' or '.join(map(repr, accepted))}")
 
 
 def _one(values: Sequence):

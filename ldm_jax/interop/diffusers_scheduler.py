@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax.core.errors import UserError
+from ldm_jax.interop.diffusers_keys import SCHEDULER, check_keys
 
 PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "sample": "clean"}
 BETAS = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "cosine"}
@@ -41,8 +42,9 @@ def read_scheduler(config: Mapping[str, Any], steps: int, guidance: float = 1.0)
     kind = str(config.get("_class_name", "")).removesuffix(SUFFIX)
     known = FIRST | EULER | SOLVERS
     if kind not in known:
-        raise UserError(f"scheduler {kind or 'without _class_name'}: expected one of {', '.join(f'{name}{SUFFIX}' for name in known)}; "
+        raise UserError(f"scheduler {kind[:80] or 'without _class_name'}: expected one of {', '.join(name + SUFFIX for name in known)}; "
                         "write another _class_name into scheduler_config.json, the weights do not depend on it")
+    check_keys(config, SCHEDULER, "scheduler")
     for key, classes, accepted, default in ODD:
         if kind in classes and config.get(key, default) not in accepted:
             raise UserError(f"scheduler {kind}: {key}={config.get(key, default)!r} has no equal here; expected "

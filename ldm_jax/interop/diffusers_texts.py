@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax.core.errors import UserError
+from ldm_jax.interop.diffusers_keys import BERT, CLIP, check_keys
 
 OLD_END = 2  # an eos_token_id of old configs: the text ends at its largest id
 
@@ -18,6 +19,7 @@ def read_clip(config: Mapping[str, Any], tokenizer: Mapping[str, Any], skip: int
     Raises:
       UserError: another class, or a setting that our encoder has not.
     """
+    check_keys(config, CLIP, "text encoder")
     kind = _class(config)
     if kind not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
         raise UserError(f"text encoder {kind}: expected CLIPTextModel or CLIPTextModelWithProjection")
@@ -65,6 +67,7 @@ def read_bert(config: Mapping[str, Any]) -> dict:
     Raises:
       UserError: another class, or a setting that our encoder has not.
     """
+    check_keys(config, BERT, "bert")
     if _class(config) != "LDMBertModel":
         raise UserError(f"bert {_class(config)}: expected LDMBertModel")
     width, vocabulary = config.get("d_model", 1280), config.get("vocab_size", 30522)

@@ -143,7 +143,7 @@ def _component(root: pathlib.Path, folder: pathlib.Path, variant: str, weights: 
         raise UserError(f"{folder}: no {CONFIGS[0]} in it: copy the model again")
     files, used = _weight_files(root, folder, variant)
     tensors = joined(_read_once(files, folder))
-    kind = str(config.get("_class_name", (config.get("architectures") or [""])[0]))
+    kind = str(config.get("_class_name", config.get("architectures")))[:200]
     return Component(config, today(tensors, "CLIP" in kind, str(folder)), folder), used
 
 

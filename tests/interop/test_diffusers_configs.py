@@ -11,7 +11,7 @@ from ldm_jax.interop.diffusers_configs import describe_folder
 from ldm_jax.interop.diffusers_nets import read_unet, write_unet
 from ldm_jax.interop.diffusers_plan import plan_folder
 from ldm_jax.interop.diffusers_scheduler import read_scheduler, write_scheduler
-from ldm_jax.interop.diffusers_texts import read_clip
+from ldm_jax.interop.diffusers_texts import read_bert, read_clip
 from ldm_jax.interop.families import Heads, Net
 from ldm_jax.interop.first_stage_names import first_stage_places
 from ldm_jax.interop.unet_names import unet_places
@@ -229,6 +229,7 @@ def test_lone_components():
     assert describe_folder({"unet": SD15_UNET}).sections == {"network": ZOO["sd1"].sections["network"]}
 
 
+<<<<<<< HEAD
 def test_a_codebook_without_a_factor_has_factor_one():
     """Catches 0.18215, diffusers' own default, for latents that CompVis trained as they are: the published JSON of a VQModel says none."""
     vq = {key: value for key, value in SD15_VAE.items() if key != "sample_size"}
@@ -237,3 +238,46 @@ def test_a_codebook_without_a_factor_has_factor_one():
     found = describe_folder({"": vq})
     assert (found.kind, found.scale_factor) == ("vq-f4", 1.0) and found.first_stage == ZOO["celeba256"].first_stage
     assert describe_folder({"": vq | dict(scaling_factor=0.18215)}).scale_factor == 0.18215
+=======
+@pytest.mark.parametrize("part, key, values, said", [
+    ("unet", "block_out_channels", (5, [], [0], [320.5] * 4, ["x"] * 4, None), "a list, each a whole number from 1 to"),
+    ("unet", "layers_per_block", (10**9, 0, "2", None, [2, 2, 2, 10**9], [[2]] * 4), "a whole number from 1 to 1000, or a list of such"),
+    ("unet", "layers_per_block", ([2],), "expected 4, one for each level, or one for all"),
+    ("unet", "transformer_layers_per_block", ([1, 1], [1] * 5), "expected 4, one for each level"),
+    ("unet", "attention_head_dim", (None, 0, True, [8, 8, 8, None]), "a whole number from 1 to"),
+    ("unet", "attention_head_dim", ([8],), "expected 4, one for each level"),
+    ("unet", "cross_attention_dim", ("768", None, -1), "a whole number from 1 to"), ("unet", "cross_attention_dim", ([768],), "expected 4"),
+    ("unet", "only_cross_attention", (1, "x"), "true or false"), ("unet", "only_cross_attention", ([True],), "expected 4"),
+    ("unet", "dropout", ("x", 2, float("nan"), None), "a number from 0 to 1"), ("unet", "sample_size", ("x", 10**12, -4), "or null"),
+    ("unet", "down_block_types", (3, [3], {}), "a list, each a text"), ("unet", "in_channels", (4.0, "4"), "a whole number"),
+    ("unet", "num_class_embeds", ("x", [1]), "or null"), ("unet", "norm_num_groups", (0, None, "32"), "a whole number from 1 to"),
+    ("vae", "block_out_channels", ([0], 5, [10**9]), "a list, each a whole number from 1 to"),
+    ("vae", "scaling_factor", (0, -1, "x", float("inf"), float("nan")), "a number above 0 to 1e+06 or null"),
+    ("vae", "layers_per_block", (10**9, [2], None), "a whole number from 1 to 1000"), ("vae", "latent_channels", (10**9, None), "to 4096"),
+    ("vae", "mid_block_add_attention", ("no", None), "true or false"), ("vae", "down_block_types", (3,), "a list"),
+    ("scheduler", "beta_start", ("x", 0, 2, None), "a number above 0 to 1"),
+    ("scheduler", "num_train_timesteps", (10**9, 0, 10.5), "a whole number from 1 to"),
+    ("scheduler", "trained_betas", (["x"], 3, []), "a list, each a number from 0 to 1 or null"),
+    ("scheduler", "beta_schedule", ([], {}), "a text"), ("scheduler", "prediction_type", ([],), "a text"),
+    ("scheduler", "steps_offset", ("x", None), "a whole number"), ("scheduler", "clip_sample", ("no",), "true or false"),
+    ("text_encoder", "hidden_size", ("x", 0), "a whole number"), ("text_encoder", "num_hidden_layers", (10**9,), "from 1 to 1000"),
+    ("text_encoder", "eos_token_id", ("x", [2]), "or null"), ("text_encoder", "architectures", (3, {"a": 1}), "a list, each a text"),
+    ("text_encoder", "vocab_size", (None, 0), "a whole number from 4"), ("model_index", "max_noise_level", ("x", None), "a whole number"),
+])
+def test_a_value_of_another_type_or_size_is_told_by_its_key(part, key, values, said):
+    """Catches a traceback, and modules without end, of a JSON file that was edited, cut or forged."""
+    for value in values:
+        with pytest.raises(UserError) as error:
+            describe_folder(SD15 | {part: SD15[part] | {key: value}})
+        assert f"{key}=" in str(error.value) and said in str(error.value) and "\n" not in str(error.value), (value, str(error.value))
+
+
+@pytest.mark.parametrize("key, values, said", [
+    ("d_model", ("x", 0), "a whole number"), ("encoder_layers", (10**9, None), "from 1 to 1000"), ("pad_token_id", (None,), "from 0 to"),
+])
+def test_a_value_of_another_type_in_ldmberts_file(key, values, said):
+    """Catches a traceback of a JSON file that was edited."""
+    for value in values:
+        with pytest.raises(UserError, match=f"bert: {key}=.*{said}"):
+            read_bert(dict(architectures=["LDMBertModel"]) | {key: value})
+>>>>>>> f916e9576bb02943a869b0011898be9634fc6286

@@ -129,6 +129,13 @@ def test_old_names_become_todays(model):
         read_folder(model)
 
 
+@pytest.mark.parametrize("value", [3, {"a": 1}, [3], None])
+def test_architectures_of_another_type(model, value):
+    """Catches a traceback at a config.json whose architectures are no list of texts."""
+    page(model / "text_encoder/config.json", {"architectures": value})
+    assert list(read_folder(model).components["text_encoder"].tensors) == ["text_model.embeddings.token_embedding.weight"]
+
+
 def test_shards_are_one(model):
     """Catches a shard left out, and an index that is not preferred to what lies beside it."""
     shard(model / "unet", [{"conv_in.weight": UNET["conv_in.weight"]}, {"conv_in.bias": UNET["conv_in.bias"]}])
