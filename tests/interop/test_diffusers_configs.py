@@ -229,7 +229,6 @@ def test_lone_components():
     assert describe_folder({"unet": SD15_UNET}).sections == {"network": ZOO["sd1"].sections["network"]}
 
 
-<<<<<<< HEAD
 def test_a_codebook_without_a_factor_has_factor_one():
     """Catches 0.18215, diffusers' own default, for latents that CompVis trained as they are: the published JSON of a VQModel says none."""
     vq = {key: value for key, value in SD15_VAE.items() if key != "sample_size"}
@@ -238,7 +237,8 @@ def test_a_codebook_without_a_factor_has_factor_one():
     found = describe_folder({"": vq})
     assert (found.kind, found.scale_factor) == ("vq-f4", 1.0) and found.first_stage == ZOO["celeba256"].first_stage
     assert describe_folder({"": vq | dict(scaling_factor=0.18215)}).scale_factor == 0.18215
-=======
+
+
 @pytest.mark.parametrize("part, key, values, said", [
     ("unet", "block_out_channels", (5, [], [0], [320.5] * 4, ["x"] * 4, None), "a list, each a whole number from 1 to"),
     ("unet", "layers_per_block", (10**9, 0, "2", None, [2, 2, 2, 10**9], [[2]] * 4), "a whole number from 1 to 1000, or a list of such"),
@@ -280,4 +280,3 @@ def test_a_value_of_another_type_in_ldmberts_file(key, values, said):
     for value in values:
         with pytest.raises(UserError, match=f"bert: {key}=.*{said}"):
             read_bert(dict(architectures=["LDMBertModel"]) | {key: value})
->>>>>>> f916e9576bb02943a869b0011898be9634fc6286
