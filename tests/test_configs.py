@@ -177,7 +177,7 @@ def test_an_unknown_kind_lists_the_known_ones():
     ("inpainting-big", 0.9999, dict(name="cosine", warmup=1000, steps=50_000, end=1.28e-8), 1.28e-5),
     ("sd1", 0.9999, dict(name="constant", warmup=10_000), 1e-4), ("sd2-inpainting", 0.9999, dict(name="constant", warmup=10_000), 5e-5)])
 def test_averages_and_rates_are_as_published(kind, average, rate, peak):
-    """Catches one warm-up, average or form of the rate for all kinds; the numbers are of shared/reference/compvis.md, 2.1 to 2.3."""
+    """Catches one warm-up, average or form of the rate for all kinds; the numbers are the authors'."""
     module = runpy_module("configs/published.py")
     config = module["get_config"](kind)
     assert config.ema.decay == average and config.learning_rate.to_dict() == pytest.approx(rate | {"peak": peak})

@@ -1,6 +1,6 @@
 """Every published model that this package knows, by kind: ZOO[kind] is its Description, HEADS[kind] how its family counts heads.
 
-Numbers: the configs and the code of the CompVis and Stability repositories (shared/reference/compvis.md, sections 2.1 to 2.3).
+Numbers: the configs and the code of the CompVis and Stability repositories.
 A scale_factor of 0 stands for one that only the file knows (lsun-churches256 keeps it in a buffer).
 """
 

@@ -1,4 +1,4 @@
-"""The published models typed by hand from shared/reference/compvis.md, sections 2.1 to 2.4, 3.2 and 3.3: nothing here is taken from the
+"""The published models typed by hand from their papers, model cards and configs: nothing here is taken from the
 zoo, which is compared with it; what a row of the zoo is in the same words."""
 
 VQ_F4, KL_F8 = ((1, 2, 4), (), 3, 8192, True), ((1, 2, 4, 4), (), 4, 0, True)

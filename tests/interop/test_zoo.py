@@ -1,4 +1,4 @@
-"""The zoo's rows against the reference (shared/reference/compvis.md, 2.1 to 2.4): conventions, parameters and tensors; and recognised."""
+"""The zoo's rows against published_rows.py, typed by hand: conventions, parameters and tensors; and recognised."""
 
 import math
 

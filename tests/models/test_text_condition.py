@@ -161,7 +161,7 @@ AGAIN = ("OpenCLIP ViT-bigG", "BERT 1280", "boxes")  # say what others say, of o
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in AGAIN else name for name in PUBLISHED])
 def test_published_encoders_counted(name):
-    """Mistake: a block, a bias or a table too many or too few, in the encoder or in its names (compvis.md, 2.2 and 2.3)."""
+    """Mistake: a block, a bias or a table too many or too few, in the encoder or in its names."""
     encoder, form, parameters, tensors = PUBLISHED[name]
     shapes = jax.eval_shape(lambda: encoder.init(jax.random.key(0), np.zeros((1, 3), np.int32)))
     assert abs(count(shapes) - parameters) <= (5_000 if form == "x_transformers" else 0)
