@@ -72,9 +72,9 @@ def write(kind: str, folder: pathlib.Path, dtype: str) -> None:
     leaves = {path: Drawn(path, leaf.shape) for path, leaf in made.shapes.items()}
     count = sum(int(np.prod(leaf.shape)) for path, leaf in made.shapes.items() if path.startswith("model/"))
     manifest = Manifest(task="diffusion", config=whole, parameter_count=count, step=0, weights="raw")
-    opened = types.SimpleNamespace(manifest=manifest, folder=f"random {kind}",
-                                   tokenizers=(vocabulary(folder.parent / f"{folder.name}_tokenizer"),))
-    print(publishing.write_diffusers(publishing.Sayable(description, leaves), opened, folder, dtype))
+    opened = types.SimpleNamespace(manifest=manifest, folder=f"random {kind}")
+    tokenizers = (vocabulary(folder.parent / f"{folder.name}_tokenizer"),)
+    print(publishing.write_diffusers(publishing.Sayable(description, leaves), opened, folder, dtype, tokenizers))
 
 
 def sample(folder: pathlib.Path, out: pathlib.Path) -> None:

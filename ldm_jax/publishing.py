@@ -85,24 +85,23 @@ def publish(path, out, form: str = "bundle", *, weights: str = "ema", dtype: str
     if form == "bundle" and dtype:
         raise UserError(f"dtype={dtype!r}: a bundle holds what was trained, in float32")
     opened = open_model(path, reading, weights)
-    if tokenizers:
-        opened.tokenizers = checked_tokenizers(opened, tokenizers)
+    folders = checked_tokenizers(opened, tokenizers) if tokenizers else opened.tokenizers
     if form == "bundle":
-        written = _write_bundle(opened, out, weights)
+        written = _write_bundle(opened, out, weights, folders)
     else:
         told = dataclasses.replace(sayable(opened, weights), progress=progress)
-        written = _write_compvis(told, out, dtype) if form == "compvis" else write_diffusers(told, opened, out, dtype)
+        written = _write_compvis(told, out, dtype) if form == "compvis" else write_diffusers(told, opened, out, dtype, folders)
     return f"{out}: {opened.manifest.task} of step {opened.manifest.step}, {opened.which(weights)} weights, as {form}, {written}"
 
 
-def _write_bundle(opened: Opened, out, weights: str) -> str:
+def _write_bundle(opened: Opened, out, weights: str, tokenizers: tuple) -> str:
     mesh = make_mesh()
     named = {"model": opened.everything(weights, mesh)}
     if opened.manifest.first_stage is not None:
         named["first_stage"] = opened.trees["first_stage"] if opened.found.kind == "bundle" else trained_on(opened, mesh).params
     manifest = dataclasses.replace(opened.manifest, weights=opened.which(weights))
     card = model_card(manifest, name=pathlib.Path(out).resolve().name, origin=_origin(opened))
-    manifest = write_bundle(out, named, manifest, dict(zip(TOKENIZERS_OF_BUNDLES, opened.tokenizers)) | {"README.md": card})
+    manifest = write_bundle(out, named, manifest, dict(zip(TOKENIZERS_OF_BUNDLES, tokenizers)) | {"README.md": card})
     return f"digest {manifest.content_digest[:12]}"
 
 
@@ -168,7 +167,7 @@ def _write_compvis(told: Sayable, out, dtype: str) -> str:
     return f"{len(weights.specs)} tensors"
 
 
-def write_diffusers(told: Sayable, opened: Opened, out, dtype: str) -> str:
+def write_diffusers(told: Sayable, opened: Opened, out, dtype: str, tokenizers: tuple) -> str:
     description, name = told.description, pathlib.Path(out).resolve().name
     read = _origin(opened)
     if not description.sections:
@@ -185,7 +184,7 @@ def write_diffusers(told: Sayable, opened: Opened, out, dtype: str) -> str:
     components = {folders.get(part, part): weights for part, weights in told.weights(parts).items()}
     written = {home: Part(config, components.get(home)) for home, config in plan.jsons.items()}
     missing = []
-    for home, folder in zip([TOKENIZERS[text] for text in plan.texts], _each(opened.tokenizers, len(plan.texts))):
+    for home, folder in zip([TOKENIZERS[text] for text in plan.texts], _each(tokenizers, len(plan.texts))):
         if folder is None:
             missing.append(home)
         else:

@@ -30,6 +30,7 @@ def model(run):
     return ldm.load(run)
 
 
+@pytest.mark.slow
 def test_the_loop_measures_previews_and_resumes_it(run, trained_autoencoder, make_classifier_config):
     """Catches a stage whose state a checkpoint does not hold, whose draws are not by step, or that the loop cannot measure or draw."""
     told = runs.lines(run)[-1]

@@ -72,6 +72,7 @@ def test_it_comes_back_as_it_was_written(exported, trained_ldm, tmp_path):
     assert np.abs(ours - theirs).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_first_stage_alone(exported, trained_autoencoder, tmp_path):
     """Mistake: an autoencoder that needs its diffusion model to be written."""
     publish(trained_autoencoder, tmp_path / "stage", "diffusers")

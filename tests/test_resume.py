@@ -25,7 +25,7 @@ def name_of(case) -> str:
     return f"{kind}_on_{devices}_devices_of_{processes}_processes"
 
 
-QUICK = {("kl", ONE), ("ldm", TWO)}  # each stage once; the others are slow
+QUICK = {("ldm", TWO)}  # the others are slow
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=name_of(case), marks=[pytest.mark.slow] * (case not in QUICK)) for case in KILLS])

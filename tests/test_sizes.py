@@ -237,12 +237,16 @@ def bad_refiners(model) -> list:
     reference = dataclasses.replace(model.manifest.first_stage, digest="d" * 64)
     config = dict(model.manifest.config) | {"schedule": {"name": "cosine"}}
     manifests = [dataclasses.replace(model.manifest, **change) for change in ({"first_stage": reference}, {"config": config})]
+    others = dataclasses.replace(reference, latent_units={"mean": [0.0, 0.0], "std": [1.0, 2.0]})
     untold = dataclasses.replace(model.experiment, conditioner=ClassConditioner(10, 8, drop=0.0))
     first = dataclasses.replace(model, experiment=dataclasses.replace(model.experiment, task="autoencoder"))
     here = {"refiner": model, "refiner_condition": model.condition([1])}
     return [({"handover": 0.5}, "handover: there is no refiner"), ({"refiner_condition": 1}, "refiner_condition: there is no refiner"),
             ({"refiner": 3}, "refiner=3: expected a loaded model"), ({"refiner": first}, "this is of task autoencoder"),
-            ({"refiner": dataclasses.replace(model, manifest=manifests[0])}, "refiner: it was trained on another first stage"),
+            ({"refiner": dataclasses.replace(model, manifest=dataclasses.replace(model.manifest, first_stage=others))},
+             "refiner: it was trained on another first stage"),
+            # a copy of the first stage is none other: a refiner's decoder is not used
+            ({"refiner": dataclasses.replace(model, manifest=manifests[0])}, "refiner_condition: say what"),
             ({"refiner": dataclasses.replace(model, manifest=manifests[1])}, "refiner: its schedule is"),
             ({"refiner": dataclasses.replace(model, mesh=None)}, "refiner: it lies on other devices"),
             ({"refiner": model}, "refiner_condition: say what the refiner is told"), (here | {"handover": 1.0}, "handover=1.0"),

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 import ldm_jax as ldm  # noqa: E402
+from ldm_jax.core.errors import UserError  # noqa: E402
 from ldm_jax.core.trees import paths  # noqa: E402
 from ldm_jax.publishing import publish  # noqa: E402
 from tests.interop import tiny  # noqa: E402
@@ -129,3 +130,18 @@ def test_stock_diffusers_loads_what_is_exported(folders, name, tmp_path):
                      for one in (pipe, back))
     different = {key: (value, again.get(key)) for key, value in theirs.items() if again.get(key) != value and not key.startswith("_")}
     assert set(different) <= set(EQUAL_IN_MEANING), different
+
+
+def test_a_file_is_given_its_vocabulary(folders, tmp_path):
+    """Mistake: a tokenizer that is named and not written, or a bundle of a published model that no longer reads prompts."""
+    pipe, folder = folders("sd1")
+    publish(folder, tmp_path / "model.safetensors", "compvis")
+    with pytest.raises(UserError, match="came without its tokenizer"):
+        ldm.load(tmp_path / "model.safetensors").condition(prompts=PROMPTS)
+    for form in ("bundle", "diffusers"):
+        publish(tmp_path / "model.safetensors", tmp_path / form, form, tokenizers=(folder / "tokenizer",))
+        told = ldm.load(tmp_path / form).condition(prompts=PROMPTS).given.tokens
+        agree(form, told, ldm.load(folder).condition(prompts=PROMPTS).given.tokens)
+    assert type(pipe).from_pretrained(tmp_path / "diffusers").tokenizer(PROMPTS).input_ids == pipe.tokenizer(PROMPTS).input_ids
+    with pytest.raises(UserError, match="no such folder"):
+        publish(tmp_path / "model.safetensors", tmp_path / "other", "diffusers", tokenizers=(tmp_path / "nothing",))

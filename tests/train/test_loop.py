@@ -73,6 +73,7 @@ def test_a_network_that_means_another_thing_is_refused(make_ldm_config, trained_
             launch.prepare(make_ldm_config(trained_autoencoder, **{name: other, "init_from": str(trained_ldm)}))
 
 
+@pytest.mark.slow
 def test_new_parameters_are_listed(tmp_path, make_autoencoder_config, trained_autoencoder, capsys):
     """Mistake: a part that starts at random without a word: here the attention that the other model has not."""
     launch.train(make_autoencoder_config(**{"init_from": str(trained_autoencoder), "model.middle_attention": True, "run.steps": 1}),
