@@ -39,17 +39,12 @@ def write_bundle(folder, named: Mapping[str, Any], manifest: Manifest, extra: Ma
       UserError: a folder that holds something, a remote folder, or an array that safetensors cannot hold.
     """
     folder = _local(folder, "written")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder: choose another, or remove it")
-    leaves = {f"{name}/{path}": leaf for name, tree in named.items() for path, leaf in trees.paths(tree)}
-    contents = {name: trees.content_digest(tree) for name, tree in named.items()}
-    first = manifest.first_stage
-    manifest = dataclasses.replace(manifest, content_digest=contents.get("model"),
-                                   first_stage=first and dataclasses.replace(first, path=""))
-    partial = folder.parent / f".{folder.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with digests.whole_folder(folder) as partial:
+        leaves = {f"{name}/{path}": leaf for name, tree in named.items() for path, leaf in trees.paths(tree)}
+        contents = {name: trees.content_digest(tree) for name, tree in named.items()}
+        first = manifest.first_stage
+        manifest = dataclasses.replace(manifest, content_digest=contents.get("model"),
+                                       first_stage=first and dataclasses.replace(first, path=""))
         for name, source in (extra or {}).items():
             if isinstance(source, str):
                 (partial / name).write_text(source, encoding="utf-8")
@@ -59,12 +54,6 @@ def write_bundle(folder, named: Mapping[str, Any], manifest: Manifest, extra: Ma
         size, digest = digests.hash_file(partial / WEIGHTS)
         body = {"manifest": manifest.to_json(), "contents": contents, "weights": {"size": size, "sha256": digest}}
         digests.write_atomically(partial / PAGE, _page(body))
-        digests.sync_folders(partial)
-        os.rename(partial, folder)
-    except OSError as error:
-        raise UserError(f"{folder} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return manifest
 
 

@@ -1,12 +1,17 @@
 """digests.json: the size and sha256 of every file of a saved step. A step counts as saved only when it stands."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import pathlib
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
+
+from ldm_jax.core.errors import UserError
 
 NAME = "digests.json"
 FORMAT = 1
@@ -178,3 +183,25 @@ def _check_files(wanted: Digests, present: dict[str, object]) -> None:
         for path, wrong in zip(wanted.files, pool.map(differs, wanted.files)):
             if wrong:
                 raise Damaged(f"{path}: its bytes have changed since it was saved (sha256 differs)")
+
+
+@contextlib.contextmanager
+def whole_folder(folder: pathlib.Path):
+    """A folder beside `folder` to write into, which gets its name when all is written and on the disk; or it is gone.
+
+    Raises:
+      UserError: `folder` holds something; a disk that is full, or another error of the system.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not an empty folder: choose another, or remove it")
+    partial = folder.parent / f".{folder.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        sync_folders(partial)
+        os.rename(partial, folder)
+    except OSError as error:
+        raise UserError(f"{folder} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -94,28 +94,17 @@ def write_folder(out, components: Mapping[str, Part], index: Mapping[str, Any], 
       ValueError: a component's or file's name that leads out; a config of diffusers without its `_class_name`.
     """
     out = pathlib.Path(os.path.abspath(out))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty folder: choose another, or remove it")
     if any(not NAME.fullmatch(name) for name in components if name) or ("" in components and len(components) > 1):
         raise ValueError(f"components are called {list(components)}")
     nameless = [name for name, part in components.items() if index.get(name, [""])[0] == "diffusers" and "_class_name" not in part.config]
     if nameless:
         raise ValueError(f"the configs of {nameless} are of diffusers and have no _class_name")
-    partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with digests.whole_folder(out) as partial:
         for name, part in components.items():
             _write_part(partial / name, part, dtype, limit)
         for name, content in [*_page(INDEX, index), *(extra or {}).items()]:
             _put(partial, name, content)
-        digests.sync_folders(partial)
         written = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
-        os.rename(partial, out)
-    except OSError as error:
-        raise UserError(f"{out} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return written
 
 
