@@ -38,6 +38,7 @@ from ldm_jax.train.sharding import Layout
 from ldm_jax.train.steps import Descent
 
 NETWORKS = {"unet": UNet}
+ON_LATENTS = ("diffusion", "classifier")  # tasks
 LATER = {"log_variance": {"name": "none"}, "offset_noise": 0.0, "sampling": {"threshold": {"name": "none"}},
          "lora": {"rank": 0, "alpha": 1.0, "targets": "attention"}, "data": {"fields": {}}}
 """What models had whose config was saved before there was a choice."""
@@ -110,11 +111,15 @@ def descent_of(config) -> Descent:
     return Descent(finished(optimizer, config["clip_norm"], config["accumulate"]), rate, average)
 
 
-def check_image(config: Mapping, source, fields: Mapping | None = None) -> None:
-    """Reads one image as training will, so that a size that does not fit is told before anything is compiled or written."""
+def check_image(config: Mapping, source, fields: Mapping | None = None, conditioner=None) -> None:
+    """Reads one image as training will, so that a size that does not fit is told before anything is compiled or written; and, with a
+
+    conditioner, shows it what the fields say of it."""
     side = config["data"]["resolution"]
-    for _ in in_order(source, transforms(config), batch=1, count=1, resolution=side, fields=fields, threads=0):
-        pass
+    for batch in in_order(source, transforms(config), batch=1, count=1, resolution=side, fields=fields, threads=0):
+        for part in getattr(conditioner, "parts", (conditioner,)) if conditioner is not None else ():
+            own = (*part.fields, *getattr(part, "optional", ()))
+            part.check({name: batch[name] for name in own if name in batch})
 
 
 def fields_of(config: Mapping, conditioner, factor: int) -> dict:

@@ -76,7 +76,7 @@ def prepare(config: Mapping, fresh: bool = True) -> Prepared:
     with problems.noted():
         mesh = sharding.make_mesh(choices.layout_of(config))
         sharding.check_batch(config["data"]["batch"], mesh)
-    if config["task"] != "autoencoder" and config["first_stage"] != "pixels":
+    if config["task"] in choices.ON_LATENTS and config["first_stage"] != "pixels":
         with problems.noted("config.first_stage"):
             if not config["first_stage"]:
                 raise UserError('it must name a first stage: a run of stage 1, a step of it, a bundle, or "pixels"')
@@ -93,12 +93,13 @@ def prepare(config: Mapping, fresh: bool = True) -> Prepared:
     experiment, fields = None, {}
     with problems.noted():
         experiment = ex.build(config, facts, first and first.stage)
-    if experiment is not None and experiment.task == "diffusion":
-        with problems.noted("config.conditioner"):
-            fields = choices.fields_of(config, experiment.conditioner, experiment.autoencoder.factor)
+    if experiment is not None and experiment.conditioner is not None:
+        with problems.noted("config.conditioner" if experiment.task == "diffusion" else ""):
+            fields = choices.fields_of(config, experiment.conditioner, experiment.factor)
             choices.check_fields(experiment.conditioner, facts, fields)
             for part in (source, held_out) if fields and source is not None else ():
-                choices.check_image(config, part, fields)
+                choices.check_image(config, part, fields, experiment.conditioner)
+    if experiment is not None and experiment.task == "diffusion":
         with problems.noted("config.sampling"):  # again, for what only the network can tell
             sampling.way_of(sampling.parts_of(experiment), experiment.sampling)
     problems.check()
@@ -128,7 +129,7 @@ def preview_samples(experiment: ex.Experiment, params, frozen, batch, key):
 def frozen_of(job: Prepared) -> dict:
     """The trees that are passed to every step and never trained, on every device."""
     frozen = {}
-    if job.experiment.task != "autoencoder":
+    if job.experiment.task in choices.ON_LATENTS:
         frozen["first_stage"] = job.first.params if job.first else {}
     if job.base:
         frozen[BASE] = job.base.params

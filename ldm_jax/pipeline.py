@@ -258,6 +258,8 @@ def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None
     check_dtype(dtype)
     mesh = make_mesh() if mesh is None else mesh
     opened = open_model(path, Reading(kind, variant), weights)
+    if opened.manifest.task == "embedding":
+        raise UserError(f"{path}: this is an embedder of images and texts; open it with ldm.load_clip, or give it as --embedder")
     manifest = dataclasses.replace(opened.manifest, weights=opened.which(weights))
     config = from_json(manifest.config)
     facts = choices.Facts(**config.pop("facts"))

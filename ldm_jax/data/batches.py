@@ -118,7 +118,7 @@ def stream(source, transforms: tuple = (), *, seed: int, batch: int, start: int 
     import grain
 
     lo, hi = _check(source, seed, batch, rows, start, threads, prefetch)
-    reader = _Reader(source, tuple(transforms), seed, _side(source, transforms, resolution), fields or {})
+    reader = _Reader(source, tuple(transforms), seed, _side(source, transforms, resolution), _bound(fields, source))
     # Grain shuffles epoch e by seed + e; mixed first, so that seed 1 does not begin with the second epoch of seed 0.
     mixed = int(np.random.SeedSequence([seed, _word("order")]).generate_state(1)[0])
     order = grain.MapDataset.range(len(source)).shuffle(seed=mixed).repeat()
@@ -146,7 +146,7 @@ def in_order(source, transforms: tuple = (), *, batch: int, count: int | None = 
     count = len(source) if count is None else count
     if not 1 <= count <= len(source):
         raise UserError(f"count={count}: {source.name} has {len(source)} records; expected 1 to {len(source)}")
-    reader = _Reader(source, tuple(transforms), None, _side(source, transforms, resolution), fields or {})
+    reader = _Reader(source, tuple(transforms), None, _side(source, transforms, resolution), _bound(fields, source))
     width, batches = hi - lo, -(-count // batch)
 
     def read(j: int) -> dict[str, np.ndarray]:
@@ -208,6 +208,11 @@ def _flat(tree, prefix: str = "") -> dict:
         return {prefix: tree}
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
     return {k: v for key, value in items for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def _bound(fields: Mapping | None, source) -> dict:
+    """The makers, those that must know it told of the source."""
+    return {name: maker.of_source(source) if hasattr(maker, "of_source") else maker for name, maker in (fields or {}).items()}
 
 
 def _join(how, rows: Sequence[dict]) -> dict[str, np.ndarray]:

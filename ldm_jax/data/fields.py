@@ -2,7 +2,8 @@
 
 A maker is frozen, and has `gives`, the names of the fields that it makes; `version`, for the fingerprint: raise it whenever
 the same record gives other numbers; `describe() -> dict`, JSON-able; and the call (record, rng) -> {field: array} without a
-batch axis. rng is a generator of its own, of (seed, field, position) in training, of (field, record) in evaluation.
+batch axis. rng is a generator of its own, of (seed, field, position) in training, of (field, record) in evaluation. One that must know
+whose records it is given has `of_source(source)`, the maker that is called for them.
 
 The record is the source's, after the transforms: "image" uint8 [H, W, C] and "segmentation" uint8 [H, W] as shown; "boxes"
 float32 [n, 4], left, top, right, bottom in 0 .. 1 of the WHOLE image, mirrored if that is; "window", (left, top, right, bottom,
@@ -17,6 +18,7 @@ import numpy as np
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.boxes import boxes_tokens
+from ldm_jax.data.neighbours_field import Neighbours, OwnEmbedding
 
 
 class Maker:
@@ -76,4 +78,4 @@ def boxes(spec) -> Boxes:
     return Boxes((spec.length - 2) // 3, spec.vocabulary)
 
 
-FIELDS = {"segmentation": Segmentation, "boxes": boxes}
+FIELDS = {"segmentation": Segmentation, "boxes": boxes, "neighbours": Neighbours, "own_embedding": OwnEmbedding}

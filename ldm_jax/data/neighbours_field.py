@@ -75,8 +75,8 @@ class Neighbours(_OfDatabase):
         super().__post_init__()
         kept = self.opened.near["train"].shape[1]
         if not 1 <= self.k <= kept:
-            raise UserError(f"k={self.k}: the database {self.database} keeps {kept} neighbours of each record; expected 1 to {kept}, or make "
-                            "it anew with --k")
+            raise UserError(f"k={self.k}: the database {self.database} keeps {kept} neighbours of each record; expected 1 to {kept}, or "
+                            "make it anew with --k")
 
     def describe(self) -> dict:
         return self.described() | {"k": self.k}

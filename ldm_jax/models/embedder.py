@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ldm_jax.core.choose import fill
 from ldm_jax.core.errors import UserError
@@ -58,6 +59,13 @@ class Embedder(nn.Module):
     def specs(self) -> dict[str, ClipSpec]:
         """The text encoder's spec by the field of its ids."""
         return {"tokens": self.text}
+
+    def check(self, fields: Mapping) -> None:
+        """Raises UserError: no ids, or not whole numbers [B, 1, length] or [B, length]."""
+        ids = np.asarray(fields.get("tokens", ()))
+        if ids.dtype.kind not in "iu" or ids.ndim not in (2, 3) or ids.shape[-1] != self.text.length or ids.ndim == 3 and ids.shape[1] != 1:
+            raise UserError(f"tokens: expected the ids of captions, whole numbers [B, {self.text.length}], got {ids.dtype} "
+                            f"{list(ids.shape)}")
 
     @property
     def width(self) -> int:
