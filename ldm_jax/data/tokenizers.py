@@ -1,12 +1,15 @@
-"""Tokenizers of text from local vocabulary files. Nothing is ever fetched, and no code of a folder is run."""
+"""Tokenizers of text, by name: of bytes, and of local vocabulary files. Nothing is ever fetched, and no code of a folder is run."""
 
 import dataclasses
+import functools
+import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ldm_jax.core.errors import UserError
+from ldm_jax.data.byte_tokenizer import ByteTokenizer
 
 MARKS = {"clip": ("<|startoftext|>", "<|endoftext|>", "<|endoftext|>"), "bert": ("[CLS]", "[SEP]", "[PAD]")}  # begin, end, pad
 FILES = {"clip": "vocab.json with merges.txt, or tokenizer.json", "bert": "vocab.txt, or tokenizer.json"}
@@ -36,6 +39,13 @@ class Tokenizer:
         text = self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
         return text.replace("</w>", " ").strip()
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of all that decides the ids of a text but the window: the words with their ids, and the merges."""
+        model = json.loads(self.backend.to_str())["model"]
+        told = [self.kind, self.bos, self.eos, sorted(self.backend.get_vocab().items()), model.get("merges")]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
 
 def load_tokenizer(folder: str | pathlib.Path, kind: str, length: int = 77) -> Tokenizer:
     """The tokenizer in a folder: "clip" (Stable Diffusion) or "bert" (LDM text-to-image, lower case).
@@ -62,6 +72,36 @@ def load_tokenizer(folder: str | pathlib.Path, kind: str, length: int = 77) -> T
         raise UserError(f"tokenizer {str(folder)!r}: its vocabulary lacks {', '.join(dict.fromkeys(missing))}; is it of kind {kind!r}?")
     bos, eos, pad = (known[mark] for mark in told)
     return Tokenizer(kind, bos, eos, pad, length, max(known.values()) + 1, backend)
+
+
+def bytes_tokenizer(length: int = 77) -> ByteTokenizer:
+    """UTF-8 bytes; bos 256, eos 257, pad 258."""
+    return ByteTokenizer(length)
+
+
+def folder_tokenizer(folder: str, kind: Literal["", "clip", "bert"] = "", length: int = 77) -> Tokenizer:
+    """The tokenizer of a folder; kind "" is found by its files.
+
+    Raises:
+      UserError: as of `load_tokenizer`.
+    """
+    if not folder:
+        raise UserError(f"folder is empty: name one that holds {FILES['clip']} (CLIP), or {FILES['bert']} (BERT)")
+    return load_tokenizer(folder, kind or kind_of(folder), length)
+
+
+def kind_of(folder: str | pathlib.Path) -> str:
+    """Which of MARKS the files of a folder are of; "clip" where nothing says."""
+    folder = pathlib.Path(folder)
+    if (folder / "vocab.txt").exists():
+        return "bert"
+    if not (folder / "vocab.json").exists() and (folder / "tokenizer.json").exists():
+        model = _json(folder / "tokenizer.json").get("model")
+        return "bert" if isinstance(model, dict) and model.get("type") == "WordPiece" else "clip"
+    return "clip"
+
+
+TOKENIZERS = {"bytes": bytes_tokenizer, "folder": folder_tokenizer}
 
 
 def _clip(folder: pathlib.Path, marks: tuple[str, str, str]):
