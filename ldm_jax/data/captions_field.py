@@ -25,11 +25,14 @@ class Captions:
     length: int
     pad: int
     opened: dataclasses.InitVar[Any]
-    name: ClassVar[str] = "captions"
     version: ClassVar[int] = 1
 
     def __post_init__(self, opened):
         object.__setattr__(self, "_opened", opened)
+
+    def describe(self) -> dict:
+        """What fixes the ids."""
+        return {"maker": type(self).__name__, "version": self.version} | dataclasses.asdict(self)
 
     @property
     def gives(self) -> tuple[str, ...]:
@@ -44,20 +47,21 @@ class Captions:
         return {self.field: encode_prompts(self._opened, [caption], weighted=False)[0][0, 0]}
 
 
-def captions(tokenizer: Mapping, spec: Any, opened: Any = None, field: str = "tokens") -> Captions:
+def captions(tokenizer: Mapping, spec: Any = None, opened: Any = None, field: str = "tokens") -> Captions:
     """The maker of the ids that a text encoder reads.
 
     Args:
       tokenizer: a section of TOKENIZERS.
-      spec: of the encoder, with bos, eos, pad, vocabulary and length.
-      opened: the tokenizer, where it is open already.
+      spec: of the encoder that reads them, with bos, eos, pad, vocabulary and length.
+      opened: the tokenizer, where it is open already, as a run keeps it.
       field: of a batch, "tokens_2" for a second encoder.
 
     Raises:
       UserError: a bad section, or another vocabulary than the encoder's.
     """
-    made = choose(TOKENIZERS, tokenizer, "config.data.fields." + field + ".tokenizer", length=spec.length) if opened is None else opened
-    made = fitted(made, spec)
+    if spec is None:
+        raise UserError(f"the conditioner reads no text of the name {field}; config.conditioner.name='bert_text' does, or 'clip_text'")
+    made = fitted(choose(TOKENIZERS, tokenizer, "tokenizer", length=spec.length) if opened is None else opened, spec)
     return Captions(field, made.kind, made.digest, made.length, made.pad, made)
 
 
@@ -74,3 +78,17 @@ def fitted(tokenizer, spec, where=""):
         raise UserError(f"tokenizer {(str(where) or tokenizer.kind)!r}: begin, end and size of its vocabulary are {found}, the text "
                         f"encoder's {wanted} (pad {spec.pad}); is it this model's? A config writes {mend} into its conditioner")
     return dataclasses.replace(tokenizer, pad=spec.pad, length=spec.length)
+
+
+def first_captions(source, number: int) -> list[str]:
+    """The captions of the first `number` records of a source, or of all that it has.
+
+    Raises:
+      UserError: a record without one.
+    """
+    read = getattr(source, "caption", None) or (lambda i: source[i].get("caption"))
+    found = [read(i) for i in range(min(number, len(source)))]
+    if not all(isinstance(caption, str) for caption in found):
+        raise UserError(f"{source.name} has no captions; text needs them (for a folder of images, config.data.source.captions names the "
+                        "file)")
+    return found

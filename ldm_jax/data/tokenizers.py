@@ -5,11 +5,12 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.byte_tokenizer import ByteTokenizer
+from ldm_jax.data.trained_tokenizer import word_pieces
 
 MARKS = {"clip": ("<|startoftext|>", "<|endoftext|>", "<|endoftext|>"), "bert": ("[CLS]", "[SEP]", "[PAD]")}  # begin, end, pad
 FILES = {"clip": "vocab.json with merges.txt, or tokenizer.json", "bert": "vocab.txt, or tokenizer.json"}
@@ -38,6 +39,11 @@ class Tokenizer:
         """The text of ids; letter case and some spaces are not in them."""
         text = self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
         return text.replace("</w>", " ").strip()
+
+    def words(self) -> list[str]:
+        """The vocabulary in the order of its ids."""
+        known = self.backend.get_vocab()
+        return sorted(known, key=known.get)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -70,7 +76,12 @@ def load_tokenizer(folder: str | pathlib.Path, kind: str, length: int = 77) -> T
     missing = [mark for mark in told if mark not in known]
     if missing:
         raise UserError(f"tokenizer {str(folder)!r}: its vocabulary lacks {', '.join(dict.fromkeys(missing))}; is it of kind {kind!r}?")
-    bos, eos, pad = (known[mark] for mark in told)
+    return _of(backend, told, kind, length)
+
+
+def _of(backend, marks: tuple[str, str, str], kind: str, length: int) -> Tokenizer:
+    known = backend.get_vocab()
+    bos, eos, pad = (known[mark] for mark in marks)
     return Tokenizer(kind, bos, eos, pad, length, max(known.values()) + 1, backend)
 
 
@@ -101,7 +112,24 @@ def kind_of(folder: str | pathlib.Path) -> str:
     return "clip"
 
 
-TOKENIZERS = {"bytes": bytes_tokenizer, "folder": folder_tokenizer}
+def trained_tokenizer(vocabulary: int = 256, records: int = 5000, captions: Callable[[int], Sequence[str]] | None = None,
+                      length: int = 77) -> Tokenizer:
+    """One made of the captions of the first `records` records of the training split (see trained_tokenizer.py), of kind "bert".
+
+    Args:
+      vocabulary: how many ids at most. captions: from a number to as many captions, or all there are.
+
+    Raises:
+      UserError: no captions are given, as where only the run that made it has it; numbers out of range.
+    """
+    if captions is None:
+        raise UserError("a trained tokenizer is kept with the run that made it, in its folder tokenizer: load it from there")
+    if records < 1:
+        raise UserError(f"records={records}: expected 1 or more")
+    return _of(_bert_backend(word_pieces(captions(records), vocabulary)), MARKS["bert"], "bert", length)
+
+
+TOKENIZERS = {"bytes": bytes_tokenizer, "folder": folder_tokenizer, "trained": trained_tokenizer}
 
 
 def _clip(folder: pathlib.Path, marks: tuple[str, str, str]):
@@ -127,8 +155,6 @@ def _clip(folder: pathlib.Path, marks: tuple[str, str, str]):
 
 
 def _bert(folder: pathlib.Path, marks: tuple[str, str, str]):
-    from transformers import BertTokenizer
-
     if not (folder / "vocab.txt").exists():
         return _whole(folder, "bert")
     words = [line.rstrip("\r") for line in _text(folder / "vocab.txt").removesuffix("\n").split("\n")]
@@ -136,6 +162,12 @@ def _bert(folder: pathlib.Path, marks: tuple[str, str, str]):
         raise UserError(f"tokenizer {str(folder / 'vocab.txt')!r}: a word stands on two lines")
     if not {"[CLS]", "[SEP]", "[PAD]", "[UNK]"} <= set(words):
         raise UserError(f"tokenizer {str(folder)!r}: its vocabulary lacks [CLS], [SEP], [PAD] or [UNK]; is it of kind 'bert'?")
+    return _bert_backend(words)
+
+
+def _bert_backend(words: Sequence[str]):
+    from transformers import BertTokenizer
+
     return BertTokenizer(vocab={word: i for i, word in enumerate(words)}, do_lower_case=True).backend_tokenizer
 
 
