@@ -1,11 +1,11 @@
 """The tokenizers that a model's text encoders were trained with: opened, compared with them, and used."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ldm_jax.core.errors import UserError
+from ldm_jax.data.captions_field import fitted
 from ldm_jax.data.tokenizers import Tokenizer, load_tokenizer
 from ldm_jax.models.bert_text import BertSpec
 
@@ -52,12 +52,7 @@ def open_tokenizers(conditioner, folders: Sequence) -> tuple[Tokenizer, ...]:
 
 
 def _fitting(folder, spec) -> Tokenizer:
-    tokenizer = load_tokenizer(folder, "bert" if isinstance(spec, BertSpec) else "clip", spec.length)
-    found, wanted = ((x.bos, x.eos, x.vocabulary) for x in (tokenizer, spec))
-    if found[:2] != wanted[:2] or found[2] > wanted[2]:
-        raise UserError(f"tokenizer {str(folder)!r}: begin, end and size of its vocabulary are {found}, the text encoder's {wanted}; is it "
-                        "this model's?")
-    return dataclasses.replace(tokenizer, pad=spec.pad)  # two encoders may share a vocabulary and fill up with other ids
+    return fitted(load_tokenizer(folder, "bert" if isinstance(spec, BertSpec) else "clip", spec.length), spec, folder)
 
 
 def ids_of(model, encode: Callable) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, list[str]]]:

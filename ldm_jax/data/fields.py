@@ -18,6 +18,7 @@ import numpy as np
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.boxes import boxes_tokens
+from ldm_jax.data.captions_field import captions
 from ldm_jax.data.neighbours_field import Neighbours, OwnEmbedding
 
 
@@ -78,4 +79,4 @@ def boxes(spec) -> Boxes:
     return Boxes((spec.length - 2) // 3, spec.vocabulary)
 
 
-FIELDS = {"segmentation": Segmentation, "boxes": boxes, "neighbours": Neighbours, "own_embedding": OwnEmbedding}
+FIELDS = {"captions": captions, "segmentation": Segmentation, "boxes": boxes, "neighbours": Neighbours, "own_embedding": OwnEmbedding}
