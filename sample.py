@@ -40,6 +40,12 @@ TOKENIZER = flags.DEFINE_string("tokenizer", "", "A folder with the vocabulary o
 DEPTH = flags.DEFINE_string("depth_image", "", "A depth picture of the images' size, near is bright, for a model that is told depth.")
 LOW_RES = flags.DEFINE_string("low_res", "", "A small picture to enlarge, for a model that does.")
 NOISE_LEVEL = flags.DEFINE_integer("noise_level", None, "How much --low_res is noised first; 20 is usual.")
+EMBEDDER = flags.DEFINE_string("embedder", "", "A run of task embedding, or a folder with a CLIP, for what follows.")
+DATABASE = flags.DEFINE_string("database", "", "A folder of embeddings that python -m ldm_jax.cli.embed wrote.")
+OF_PROMPT = flags.DEFINE_multi_string("neighbours_of_prompt", [], "A text: the --k nearest records of --database are told; repeatable.")
+OF_IMAGE = flags.DEFINE_multi_string("neighbours_of_image", [], "The same of a picture; may be repeated.")
+NEAREST = flags.DEFINE_integer("k", None, "How many neighbours are told; 4 by default.")
+VARIATION = flags.DEFINE_multi_string("variation_of", [], "Tell a picture's own embedding, to vary it; may be repeated.")
 ORIGINAL = flags.DEFINE_string("original_size", "", "WIDTHxHEIGHT that the model is told the picture had; by default --size.")
 CROP = flags.DEFINE_string("crop", "", "LEFT,TOP where it is told that the picture was cropped; by default 0,0.")
 TARGET = flags.DEFINE_string("target_size", "", "WIDTHxHEIGHT that it is told of the crop; by default --size.")
@@ -52,12 +58,15 @@ PROCESSES = entry.process_flags()
 
 def main() -> None:
     from ldm_jax import output, pipeline, sizes, workdir
+    from ldm_jax.retrieved import retrieval_of
     from ldm_jax.said import Said, parse_pair, read_prompts, with_last
 
     prompts = tuple(PROMPT.value) + (read_prompts(PROMPTS_FILE.value) if PROMPTS_FILE.value else ())
     numbers = {flag.name: parse_pair(flag.value, f"--{flag.name}") for flag in (ORIGINAL, CROP, TARGET)}
     numbers |= {flag.name: flag.value for flag in (NOISE_LEVEL, AESTHETIC, CLIP_SKIP)}
-    said = Said(prompts, tuple(NEGATIVE_PROMPT.value), LONG.value, DEPTH.value, LOW_RES.value, numbers)
+    near = retrieval_of(EMBEDDER.value, DATABASE.value, {"texts": OF_PROMPT.value, "images": OF_IMAGE.value, "variations": VARIATION.value},
+                        NEAREST.value)
+    said = Said(prompts, tuple(NEGATIVE_PROMPT.value), LONG.value, DEPTH.value, LOW_RES.value, numbers, near)
     named = {flag.name: output.parse_choice(flag.value, f"--{flag.name}") for flag in (SAMPLER, GRID, THRESHOLD)}
     sampling = named | {"steps": STEPS.value, "guidance": output.parse_guidance(GUIDANCE.value)}
     pictures = output.pictures_of(INIT.value, MASK.value, STRENGTH.value)

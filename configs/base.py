@@ -79,3 +79,16 @@ def classifier() -> ConfigDict:
     config.loss = dict(smoothing=0.0)
     config.optimizer.weight_decay = 0.05
     return config
+
+
+def embedding() -> ConfigDict:
+    """One space for images and their captions, by contrast (CLIP): what retrieval searches with."""
+    config = base()
+    config.task = "embedding"
+    config.data.fields = dict(tokens=dict(name="captions", tokenizer=dict(name="bytes")))
+    config.network = dict(name="clip", projection=512, temperature=0.07, dtype="float32",
+                          image=dict(width=768, layers=12, heads=12, patch=32),
+                          text=dict(width=512, layers=12, heads=8, vocabulary=259, length=77, bos=256, eos=257, pad=258))
+    config.loss = dict(limit=100.0)
+    config.optimizer.update(b2=0.98, eps=1e-6, weight_decay=0.2)
+    return config

@@ -28,9 +28,9 @@ from ldm_jax.interop.diffusers_texts import read_clip
 from ldm_jax.interop.folder_reader import read_folder
 from ldm_jax.interop.places import check, read
 from ldm_jax.interop.text_names import clip_text_places, clip_vision_places
+from ldm_jax.loading import Opened
 from ldm_jax.models.image_encoder import ClipImageEncoder, VisionSpec, fitted
 from ldm_jax.models.text_encoder import ClipSpec, ClipTextEncoder
-from ldm_jax.loading import Opened
 from ldm_jax.ops.images import from_uint8
 from ldm_jax.train.sharding import make_mesh
 

@@ -20,5 +20,18 @@ def network_of(config: Mapping, facts: Facts):
     return choose(EMBEDDERS, config["network"], "config.network", side=facts.resolution)
 
 
+def with_embedders(config: Mapping, fields: Mapping) -> dict:
+    """The config with the digest of the embedder in each section of config.data.fields whose maker reads its embeddings: a model keeps
+
+    what it was trained on, and is told nothing of another.
+    """
+    known = {name: maker.opened.embedder for name, maker in fields.items() if hasattr(maker, "embedder")}
+    if not known:
+        return dict(config)
+    sections = {name: section | {"embedder": known[name]} if name in known else section for name, section in
+                config["data"]["fields"].items()}
+    return dict(config) | {"data": config["data"] | {"fields": sections}}
+
+
 def loss_of(config: Mapping) -> Contrastive:
     return fill(Contrastive, config["loss"], "config.loss")

@@ -25,6 +25,7 @@ from ldm_jax.core.trees import content_digest, count
 from ldm_jax.data.batches import check_fingerprint, fingerprint, in_order, stream
 from ldm_jax.diffusion.sample import image_keys
 from ldm_jax.donor import initialised_from, load_base, open_donor
+from ldm_jax.embedding_choices import with_embedders
 from ldm_jax.loading import LoadedFirstStage, load_first_stage
 from ldm_jax.models.units import measure_units
 from ldm_jax.train import loop, sharding
@@ -152,6 +153,7 @@ def train(config: Mapping, workdir: str) -> State:
     same_everywhere({"config": config})
     with passed_by_all():
         job = prepare(config, fresh=not (epath.Path(workdir) / "checkpoints").is_dir())
+        config = with_embedders(config, job.fields)
         if job.first:  # from here on the config names it as seen from the workdir, so that both may move together
             config = dict(config) | {"first_stage": relative_path(job.first.folder, workdir)}
         if job.base:

@@ -1,7 +1,9 @@
 """Embeddings that a sample is told: those of the neighbours of a text or of an image in a database, or an image's own (variations)."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -50,44 +52,69 @@ class Retrieval:
     variations: tuple[str, ...] = ()
     k: int = K
 
-    def told(self, model, number: int) -> tuple[np.ndarray, dict]:
-        """(embeddings float32 [number, k or 1, D] for a model, what samples.json says of them).
+    def told(self, model, number: int) -> np.ndarray:
+        """Embeddings float32 [number, k or 1, D] for a model.
 
         Raises:
-          UserError: a model that reads none, another embedder than the model's or the database's, no picture, no database.
+          UserError: another embedder than the model's or the database's, no picture, no database.
         """
-        if "embeddings" not in model.experiment.conditioner.fields:
-            raise UserError(f"{self._flag}: this model does not read embeddings; it reads "
-                            f"{', '.join(model.experiment.conditioner.fields) or 'nothing'}")
-        clip = load_clip(self.embedder)
-        check_embedder(model, clip)
-        page = {"embedder": clip.digest} | named(self._files())
+        check_embedder(model, self._clip)
+        found = self.found.embeddings
+        return found[np.arange(number) % len(found)]
+
+    def check(self, model) -> None:
+        """Raises UserError: a model that reads no embeddings."""
+        fields = model.experiment.conditioner.fields
+        if "embeddings" not in fields:
+            raise UserError(f"{self.flag}: this model does not read embeddings; it reads {', '.join(fields) or 'nothing'}")
+
+    @functools.cached_property
+    def found(self) -> Found:
+        """What is told; of variations each picture's own embedding, without records."""
         if self.variations:
-            found = np.concatenate([clip.images(self._picture(file)) for file in self.variations])[:, None]
-        else:
-            database = open_database(self.database)
-            asked = {"texts": list(self.texts)} if self.texts else {"images": None}
-            near = [neighbours(clip, database, k=self.k, **(asked if self.texts else {"images": self._picture(file)}))
-                    for file in self.images or ("",)]
-            found = np.concatenate([one.embeddings for one in near])
-            page |= {"database": database.digest, "neighbours": np.concatenate([one.records for one in near]).tolist()}
-        return found[np.arange(number) % len(found)], page | ({"neighbours_of_prompt": list(self.texts)} if self.texts else {})
+            own = np.concatenate([self._clip.images(picture) for picture in self._pictures])
+            return Found(np.zeros((len(own), 0), np.int32), np.zeros((len(own), 0), np.float32), own[:, None])
+        if self.texts:
+            return neighbours(self._clip, self._opened, texts=list(self.texts), k=self.k)
+        near = [neighbours(self._clip, self._opened, images=picture, k=self.k) for picture in self._pictures]
+        return Found(*(np.concatenate(parts) for parts in zip(*((n.records, n.cosines, n.embeddings) for n in near))))
 
     @property
-    def _flag(self) -> str:
+    def flag(self) -> str:
+        """What asked for it."""
         return "--variation_of" if self.variations else "--neighbours_of_prompt" if self.texts else "--neighbours_of_image"
 
-    def _picture(self, file: str) -> np.ndarray:
-        return any_picture(file, self._flag, "RGB")[None]
+    @functools.cached_property
+    def _clip(self) -> Clip:
+        return load_clip(self.embedder)
 
-    def _files(self) -> dict[str, str]:
-        return {f"{self._flag[2:]}_{i}": file for i, file in enumerate(self.variations or self.images)}
+    @functools.cached_property
+    def _opened(self) -> Database:
+        return open_database(self.database)
+
+    @property
+    def _pictures(self) -> list[np.ndarray]:
+        return [any_picture(file, self.flag, "RGB")[None] for file in self.variations or self.images]
+
+    def note(self, i: int, entry: dict) -> None:
+        """Adds to the entry of image i in samples.json whose embeddings it was told."""
+        asked = self.texts or tuple(pathlib.Path(file).name for file in self.variations or self.images)
+        records = self.found.records[i % len(asked)].tolist()
+        entry["condition"] = entry.get("condition", {}) | {self.flag[2:]: asked[i % len(asked)]}
+        if records:
+            entry["condition"]["neighbours"] = records
+
+    @property
+    def page(self) -> dict:
+        """For samples.json."""
+        files = {f"{self.flag[2:]}_{i}": file for i, file in enumerate(self.variations or self.images)}
+        return {"embedder": self._clip.digest} | ({"database": self._opened.digest} if self.database else {}) | named(files)
 
 
 def check_embedder(model, clip: Clip) -> None:
     """Raises UserError: the model was trained on the embeddings of another embedder, or of another width."""
     sections = model.manifest.config["data"].get("fields", {}).values()
-    known = next((section["embedder"] for section in sections if isinstance(section, dict) and section.get("embedder")), "")
+    known = next((section["embedder"] for section in sections if isinstance(section, Mapping) and section.get("embedder")), "")
     if known and known != clip.digest:
         raise UserError(f"embedder: this model was trained on embeddings of the embedder of digest {known[:12]}, and this one's is "
                         f"{clip.digest[:12]}")

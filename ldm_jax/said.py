@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.diffusion.guidance import Guided
@@ -20,6 +21,7 @@ class Said:
     """Texts are given to the images as labels are: image i has prompt i mod their number. What is None or empty is not said.
 
     depth, low_res: picture files. numbers: noise_level, original_size, crop, target_size, aesthetic and clip_skip, by name.
+    retrieval: whose embeddings are told, a `retrieved.Retrieval`.
     """
 
     prompts: tuple[str, ...] = ()
@@ -28,6 +30,7 @@ class Said:
     depth: str = ""
     low_res: str = ""
     numbers: Mapping = dataclasses.field(default_factory=dict)
+    retrieval: Any = None
 
     def given(self, request) -> dict:
         """The keyword arguments of `Model.condition` for the images of a request.
@@ -52,13 +55,16 @@ class Said:
         for name, texts in (("condition", self.prompts), ("negative", self.negative_prompts)):
             if texts:
                 entry[name] = entry.get(name, {}) | {"prompt": texts[i % len(texts)]}
+        if self.retrieval:
+            self.retrieval.note(i, entry)
 
     @property
     def page(self) -> dict:
         """For samples.json: what all images were told."""
         numbers = {name: value for name, value in self.numbers.items() if value is not None}
         return named({"depth_image": self.depth, "low_res": self.low_res}) | numbers | (
-            {"long_prompts": self.long_prompts} if self.prompts or self.negative_prompts else {})
+            {"long_prompts": self.long_prompts} if self.prompts or self.negative_prompts else {}) | (
+                self.retrieval.page if self.retrieval else {})
 
 
 def condition_of(model, request, labels: Sequence[int] | None) -> Guided | None:
@@ -68,6 +74,8 @@ def condition_of(model, request, labels: Sequence[int] | None) -> Guided | None:
       UserError: what is missing, or not for this model.
     """
     model.need_diffusion("samples")
+    if request.said and request.said.retrieval:
+        request.said.retrieval.check(model)
     given = _all(model, request, labels)
     partners = [other for other in (request.guide, request.refiner) if other is not None and other.experiment.task == "diffusion"]
     theirs = {name for other in partners for name in _names(other)} - _names(model)  # said to them alone
@@ -98,6 +106,8 @@ def _all(model, request, labels) -> dict:
     given = {} if labels is None else {"labels": labels}
     with passed_by_all():
         given |= request.said.given(request) if request.said else {}
+        if request.said and request.said.retrieval and "embeddings" in fields:
+            given["embeddings"] = request.said.retrieval.told(model, request.number)
         given |= request.pictures.told(model, size) if request.pictures and "mask" in fields else {}
     return given | ({"size": size} if size and "sizes" in fields else {})
 

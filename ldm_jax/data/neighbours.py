@@ -14,7 +14,6 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import ClassVar
 
 import numpy as np
 

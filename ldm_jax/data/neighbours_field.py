@@ -1,4 +1,4 @@
-"""Field makers of embeddings: a record's own, and those of its neighbours in a database (retrieval-augmented diffusion, arXiv 2204.11824)."""
+"""Field makers of embeddings: a record's own, and those of its neighbours in a database (RDM, arXiv 2204.11824)."""
 
 import dataclasses
 from collections.abc import Mapping

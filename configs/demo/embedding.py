@@ -1,0 +1,19 @@
+"""An embedder of pictures and captions of the shapes, which retrieval (configs/demo/retrieval.py) and variations search with. Untried.
+
+Command: python train.py --config=configs/demo/embedding.py --workdir=runs/shapes/embedding
+"""
+
+from configs.base import embedding
+
+
+def get_config():
+    config = embedding()
+    config.data.update(source=dict(name="shapes"), resolution=32, batch=128)
+    config.data.fields = dict(tokens=dict(name="captions", tokenizer=dict(name="bytes")))
+    config.network = dict(name="clip", projection=32, temperature=0.07, dtype="float32",
+                          image=dict(width=64, layers=2, heads=4, patch=8),
+                          text=dict(width=64, layers=2, heads=4, vocabulary=259, length=96, bos=256, eos=257, pad=258))
+    config.learning_rate.update(peak=2e-3, warmup=50, steps=600)
+    config.ema.decay = 0.99
+    config.run.update(steps=600, log_every=100, evaluate_every=300, preview_every=0, save_every=300)
+    return config
