@@ -32,6 +32,7 @@ from ldm_jax.loading import Opened
 from ldm_jax.models.image_encoder import ClipImageEncoder, VisionSpec, fitted
 from ldm_jax.models.text_encoder import ClipSpec, ClipTextEncoder
 from ldm_jax.ops.images import from_uint8
+from ldm_jax.tokenized import open_tokenizers
 from ldm_jax.train.sharding import make_mesh
 
 PLACES = {"text": "text_encoder", "vision": "image_encoder"}  # of our own embedders' parameters
@@ -135,7 +136,8 @@ def _trained(folder, weights: str) -> Clip:
     experiment = ex.build(config, choices.Facts(**config.pop("facts")))
     params = opened.params(weights, ex.parameter_shapes(experiment), make_mesh())["network"]
     encoders = {name: (experiment.network.encoders()[place], params[place]) for name, place in PLACES.items()}
-    return Clip(encoders, tokenizer_of(opened, experiment), content_digest(jax.device_get(params)))
+    tokenizers = open_tokenizers(experiment.conditioner, opened.tokenizers) if opened.tokenizers else (None,)
+    return Clip(encoders, tokenizers[0], content_digest(jax.device_get(params)))
 
 
 def _text(config: Mapping, kind: str):
