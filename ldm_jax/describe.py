@@ -121,7 +121,7 @@ def page(path, reading: Reading = ITSELF) -> str:
         lines.append(f"trained on {progress['images']:,} images of {data['name']} ({data['records']:,} records) in {spent}")
         lines.append(f"saved steps: {', '.join(map(str, opened.store.steps()))}")
     lines += [f"not read: {told}" for told in opened.told[:10]] + ["..."] * (len(opened.told) > 10)
-    lines += [f"tokenizer: {folder}" for folder in opened.tokenizers]
+    lines += [f"tokenizer: {getattr(folder, 'kind', folder)}" for folder in opened.tokenizers]
     lines.append("versions: " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
     lines += ["", "config"] + [f"  {key} = {value}" for key, value in sorted(flat(manifest.config).items())]
     lines += ["", "parameters"] + _parameters(opened.shapes())

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from ldm_jax import choices, sampling
+from ldm_jax import choices, sampling, vocabularies
 from ldm_jax import experiment as ex
 from ldm_jax.adapted import RECORD, Base
 from ldm_jax.checkpoint.digests import write_atomically
@@ -32,7 +32,7 @@ from ldm_jax.train import loop, sharding
 from ldm_jax.train.lora_stage import BASE
 from ldm_jax.train.report import Report, say
 from ldm_jax.train.state import State, abstract_state, born_sharded, from_items, to_items
-from ldm_jax.workdir import CONFIG, lost_hosts_told, open_workdir, passed_by_all, refuse_changes, same_everywhere
+from ldm_jax.workdir import CONFIG, begun, lost_hosts_told, open_workdir, passed_by_all, refuse_changes, same_everywhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Prepared:
     perceptual: Any
     base: Base | None = None
     fields: Mapping = dataclasses.field(default_factory=dict)
+    tokenizers: Mapping = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def fingerprint(self) -> dict:
@@ -59,10 +60,11 @@ class Prepared:
         return given | {"held_out": self.held_out.fingerprint(), "perceptual": digest}
 
 
-def prepare(config: Mapping, fresh: bool = True) -> Prepared:
+def prepare(config: Mapping, fresh: bool = True, run=None) -> Prepared:
     """Opens and checks everything before anything is compiled or written.
 
-    A run that is not fresh needs no config.init_from any more, but for the base of a LoRA.
+    A run that is not fresh needs no config.init_from any more, but for the base of a LoRA. run: the folder of one that has begun, which
+    keeps its tokenizers.
 
     Raises:
       UserError: all errors of the config, the data and the first stage, one line each.
@@ -91,12 +93,13 @@ def prepare(config: Mapping, fresh: bool = True) -> Prepared:
         with problems.noted("config.loss.perceptual_weights"):
             perceptual = load_lpips(config["loss"]["perceptual_weights"])
     facts = choices.facts_of(config, source) if source is not None else choices.Facts(3, config["data"]["resolution"], 2)
-    experiment, fields = None, {}
+    experiment, fields, tokenizers = None, {}, {}
     with problems.noted():
         experiment = ex.build(config, facts, first and first.stage)
     if experiment is not None and experiment.conditioner is not None:
         with problems.noted("config.conditioner" if experiment.task == "diffusion" else ""):
-            fields = choices.fields_of(config, experiment.conditioner, experiment.factor)
+            tokenizers = vocabularies.open_tokenizers(config, source, run) if source is not None else {}
+            fields = choices.fields_of(config, experiment.conditioner, experiment.factor, tokenizers)
             choices.check_fields(experiment.conditioner, facts, fields)
             for part in (source, held_out) if fields and source is not None else ():
                 choices.check_image(config, part, fields, experiment.conditioner)
@@ -108,7 +111,7 @@ def prepare(config: Mapping, fresh: bool = True) -> Prepared:
         with problems.noted("config.init_from"):
             base = load_base(donor, experiment, first, mesh)
         problems.check()
-    return Prepared(config, experiment, mesh, source, held_out, choices.transforms(config), first, perceptual, base, fields)
+    return Prepared(config, experiment, mesh, source, held_out, choices.transforms(config), first, perceptual, base, fields, tokenizers)
 
 
 def stage_of(job: Prepared):
@@ -152,7 +155,8 @@ def train(config: Mapping, workdir: str) -> State:
         raise UserError("--workdir is missing; for example --workdir=runs/demo/autoencoder")
     same_everywhere({"config": config})
     with passed_by_all():
-        job = prepare(config, fresh=not (epath.Path(workdir) / "checkpoints").is_dir())
+        resumed = begun(workdir)
+        job = prepare(config, fresh=not (epath.Path(workdir) / "checkpoints").is_dir(), run=workdir if resumed else None)
         config = with_embedders(config, job.fields)
         if job.first:  # from here on the config names it as seen from the workdir, so that both may move together
             config = dict(config) | {"first_stage": relative_path(job.first.folder, workdir)}
@@ -160,6 +164,10 @@ def train(config: Mapping, workdir: str) -> State:
             config = dict(config) | {"init_from": relative_path(job.base.folder, workdir)}
         job = dataclasses.replace(job, config=config)
         folder = open_workdir(workdir, config)
+        if job.tokenizers and not resumed:
+            vocabularies.say_cut(job.fields, job.tokenizers, job.source)
+            if jax.process_index() == 0:
+                vocabularies.keep(config, job.tokenizers, folder)
     same_everywhere({"data": job.fingerprint, "first_stage": job.first and job.first.digest, "base": job.base and job.base.digest})
     run, experiment = config["run"], job.experiment
     stage, key = stage_of(job), base_key(experiment.seed)
