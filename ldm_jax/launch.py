@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from ldm_jax import choices, sampling
+from ldm_jax import choices, data_choices, sampling
 from ldm_jax import experiment as ex
 from ldm_jax.adapted import RECORD, Base
 from ldm_jax.checkpoint.digests import write_atomically
@@ -70,9 +70,9 @@ def prepare(config: Mapping, fresh: bool = True) -> Prepared:
     problems = Problems()
     source = held_out = first = mesh = perceptual = donor = base = None
     with problems.noted():
-        source, held_out = choices.open_source(config, "train"), choices.open_source(config, "test")
-        choices.check_image(config, source)
-        choices.check_image(config, held_out)
+        source, held_out = data_choices.open_source(config, "train"), data_choices.open_source(config, "test")
+        data_choices.check_image(config, source)
+        data_choices.check_image(config, held_out)
     with problems.noted():
         mesh = sharding.make_mesh(choices.layout_of(config))
         sharding.check_batch(config["data"]["batch"], mesh)
@@ -95,10 +95,10 @@ def prepare(config: Mapping, fresh: bool = True) -> Prepared:
         experiment = ex.build(config, facts, first and first.stage)
     if experiment is not None and experiment.task == "diffusion":
         with problems.noted("config.conditioner"):
-            fields = choices.fields_of(config, experiment.conditioner, experiment.autoencoder.factor)
-            choices.check_fields(experiment.conditioner, facts, fields)
+            fields = data_choices.fields_of(config, experiment.conditioner, experiment.autoencoder.factor)
+            data_choices.check_fields(experiment.conditioner, facts, fields)
             for part in (source, held_out) if fields and source is not None else ():
-                choices.check_image(config, part, fields)
+                data_choices.check_image(config, part, fields)
         with problems.noted("config.sampling"):  # again, for what only the network can tell
             sampling.way_of(sampling.parts_of(experiment), experiment.sampling)
     problems.check()
@@ -106,7 +106,7 @@ def prepare(config: Mapping, fresh: bool = True) -> Prepared:
         with problems.noted("config.init_from"):
             base = load_base(donor, experiment, first, mesh)
         problems.check()
-    return Prepared(config, experiment, mesh, source, held_out, choices.transforms(config), first, perceptual, base, fields)
+    return Prepared(config, experiment, mesh, source, held_out, data_choices.transforms(config), first, perceptual, base, fields)
 
 
 def stage_of(job: Prepared):
