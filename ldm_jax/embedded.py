@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from ldm_jax import choices
+from ldm_jax import data_choices
 from ldm_jax.checkpoint.digests import hash_file, whole_folder
 from ldm_jax.clip import Clip
 from ldm_jax.core.errors import UserError
@@ -33,7 +33,7 @@ def write_database(clip: Clip, config: Mapping, out, k: int = NEAR, progress=Non
     Raises:
       UserError: a CLIP of texts only, fewer records than k, a folder that is there, images that are not colour.
     """
-    sources = {split: choices.open_source(config, split) for split in SPLITS}
+    sources = {split: data_choices.open_source(config, split) for split in SPLITS}
     number = len(sources["train"])
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k < number:
         raise UserError(f"k={k}: the data has {number} records to train on, itself left out {number - 1} to find: expected 1 to "
@@ -51,7 +51,7 @@ def write_database(clip: Clip, config: Mapping, out, k: int = NEAR, progress=Non
             (folder / CAPTIONS).write_text(json.dumps(captions), "utf-8")
         page = {"format": FORMAT, "embedder": {"digest": clip.digest, "width": clip.width}, "k": k,
                 "sources": {split: source.fingerprint() for split, source in sources.items()},
-                "transforms": [describe(t) for t in choices.transforms(config)], "resolution": config["data"]["resolution"],
+                "transforms": [describe(t) for t in data_choices.transforms(config)], "resolution": config["data"]["resolution"],
                 "files": {file.name: hash_file(file) for file in sorted(folder.iterdir())}}
         page = json.loads(json.dumps(page))
         (folder / PAGE).write_text(json.dumps(page | {"sha256": page_digest(page)}, indent=1) + "\n", "utf-8")
@@ -73,7 +73,7 @@ def _embedded(clip: Clip, config: Mapping, sources: Mapping, progress) -> tuple[
     before = 0
     with _watched(progress, sum(map(len, sources.values())), "images") as done:
         for split, source in sources.items():
-            for batch in in_order(source, choices.transforms(config), **read):
+            for batch in in_order(source, data_choices.transforms(config), **read):
                 there = batch["weight"] > 0
                 found[split].append(clip.images(batch["image"])[there])
                 captions += [str(text) for text in batch["caption"][there]] if split == "train" else []

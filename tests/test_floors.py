@@ -14,8 +14,8 @@ LINES, FUNCTION_LINES = 300, 60
 LONGER: set[str] = set()  # "ldm_jax/x.py" or "ldm_jax/x.py::function", each with a reason beside it
 
 LOWER = {"core", "ops", "nn", "diffusion", "models", "data", "checkpoint", "interop"}
-SEVEN = {"adapted", "asked", "choices", "classifier_choices", "clip", "config_file", "config_tree", "describe", "donor", "embedded",
-         "embedding_choices",
+SEVEN = {"adapted", "asked", "choices", "classifier_choices", "clip", "config_file", "config_tree", "data_choices", "describe", "donor",
+         "embedded", "embedding_choices",
          "evaluate", "experiment", "launch", "likelihood", "loading", "output", "partners", "pictures", "pipeline", "precision",
          "published", "publishing", "retrieved", "said", "sampling", "sizes", "tiles", "tokenized", "told", "vocabularies", "workdir"}
 ALL = LOWER | {"train", "evals"} | SEVEN
