@@ -9,11 +9,12 @@ from configs.base import embedding
 def get_config():
     config = embedding()
     config.data.update(source=dict(name="shapes"), resolution=32, batch=128)
-    config.data.fields = dict(tokens=dict(name="captions", tokenizer=dict(name="bytes")))
+    config.data.fields = dict(tokens=dict(name="captions", tokenizer=dict(name="trained", vocabulary=128, records=2000)))
     config.network = dict(name="clip", projection=32, temperature=0.07, dtype="float32",
                           image=dict(width=64, layers=2, heads=4, patch=8),
-                          text=dict(width=64, layers=2, heads=4, vocabulary=259, length=96, bos=256, eos=257, pad=258))
+                          text=dict(width=64, layers=2, heads=4, vocabulary=128, length=24, bos=2, eos=3, pad=0))
     config.learning_rate.update(peak=2e-3, warmup=50, steps=600)
+    config.optimizer.weight_decay = 0.05
     config.ema.decay = 0.99
     config.run.update(steps=600, log_every=100, evaluate_every=300, preview_every=0, save_every=300)
     return config
