@@ -39,7 +39,7 @@ from ldm_jax.train.steps import Descent
 
 NETWORKS = {"unet": UNet}
 LATER = {"log_variance": {"name": "none"}, "offset_noise": 0.0, "sampling": {"threshold": {"name": "none"}},
-         "lora": {"rank": 0, "alpha": 1.0, "targets": "attention"}, "data": {"fields": {}}}
+         "lora": {"rank": 0, "alpha": 1.0, "targets": "attention"}, "data": {"fields": {}}, "text_encoders": ""}
 """What models had whose config was saved before there was a choice."""
 
 
