@@ -30,11 +30,12 @@ def check_image(config: Mapping, source, fields: Mapping | None = None) -> None:
         pass
 
 
-def fields_of(config: Mapping, conditioner, factor: int) -> dict:
+def fields_of(config: Mapping, conditioner, factor: int, tokenizers: Mapping | None = None) -> dict:
     """{section: maker} of config.data.fields, for a conditioner that reads what they make.
 
     Args:
       factor: image pixels a latent, on a side.
+      tokenizers: by field, those that are open already, as a run keeps them.
 
     Raises:
       UserError: an unknown maker, a field that two of them make, one that the conditioner reads and no batch has.
@@ -46,7 +47,8 @@ def fields_of(config: Mapping, conditioner, factor: int) -> dict:
     made = {}
     for name, section in sections.items():
         given = {"spec": specs[name]} if name in specs else {}
-        made[name] = choose(FIELDS, section, f"config.data.fields.{name}", factor=factor, resolution=config["data"]["resolution"], **given)
+        given |= {"opened": (tokenizers or {}).get(name), "field": name, "factor": factor, "resolution": config["data"]["resolution"]}
+        made[name] = choose(FIELDS, section, f"config.data.fields.{name}", **given)
         if name not in made[name].gives:
             raise UserError(f"config.data.fields.{name}: '{section['name']}' makes {', '.join(made[name].gives)}; name the section so")
     given = [name for maker in made.values() for name in maker.gives]

@@ -24,6 +24,7 @@ from ldm_jax.diffusion.prediction import denoiser
 from ldm_jax.evals.tables import EVALS
 from ldm_jax.models.bottleneck import KL
 from ldm_jax.pipeline import Model, NetworkCall
+from ldm_jax.tokenized import by_field
 from ldm_jax.train.loop import fetch
 from ldm_jax.train.sharding import local_rows, place
 
@@ -87,7 +88,7 @@ def likelihood(model: Model, request: Likely, progress=None) -> dict:
     config = from_json(model.manifest.config)
     source = data_choices.open_source(config, "test")
     parts, settings = _parts(model, request, config, len(source))
-    fields = data_choices.fields_of(config, model.experiment.conditioner, model.experiment.autoencoder.factor)
+    fields = data_choices.fields_of(config, model.experiment.conditioner, model.experiment.autoencoder.factor, by_field(model))
     done, result = 0, {}
     for part in parts:
         batch = model.round_up(min(request.batch_size, part.images))

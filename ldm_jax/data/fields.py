@@ -17,6 +17,7 @@ import numpy as np
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.boxes import boxes_tokens
+from ldm_jax.data.captions_field import captions
 
 
 class Maker:
@@ -76,4 +77,4 @@ def boxes(spec) -> Boxes:
     return Boxes((spec.length - 2) // 3, spec.vocabulary)
 
 
-FIELDS = {"segmentation": Segmentation, "boxes": boxes}
+FIELDS = {"captions": captions, "segmentation": Segmentation, "boxes": boxes}
