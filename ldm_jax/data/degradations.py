@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from ldm_jax.core.errors import UserError
+from ldm_jax.data.bsr import FULL, LIGHT, Recipe, degraded
 from ldm_jax.data.transforms import resize, to_float
 
 LOW = ("low_res",)
@@ -42,6 +43,47 @@ class Bicubic:
         return noised(small, self.max_level, rng)
 
 
+@dataclasses.dataclass(frozen=True)
+class Bsr:
+    """The full blind super-resolution degradation; see bsr.py.
+
+    factor, max_level: as of `Bicubic`. poisson, speckle: rates of these noises; 0 and 0 is what latent diffusion trained with.
+    """
+
+    factor: int
+    max_level: int = 0
+    poisson: float = 0.1
+    speckle: float = 0.1
+    name: ClassVar[str] = "bsr"
+    version: ClassVar[int] = 1
+    recipe: ClassVar[Recipe] = FULL
+
+    def __post_init__(self):
+        check_numbers(self.factor, self.max_level)
+        if not (0 <= self.poisson <= 1 and 0 <= self.speckle <= 1):
+            raise UserError(f"poisson={self.poisson}, speckle={self.speckle}: expected rates from 0 to 1")
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        return NOISED if self.max_level else LOW
+
+    def __call__(self, record: Mapping, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        image = record["image"]
+        small_size(image, self.factor)
+        recipe = dataclasses.replace(self.recipe, poisson=self.poisson, speckle=self.speckle)
+        return noised(degraded(image, self.factor, recipe, rng), self.max_level, rng)
+
+
+@dataclasses.dataclass(frozen=True)
+class BsrLight(Bsr):
+    """The light one: weaker blur, noise and JPEG."""
+
+    poisson: float = 0.0
+    speckle: float = 0.0
+    name: ClassVar[str] = "bsr_light"
+    recipe: ClassVar[Recipe] = LIGHT
+
+
 def check_numbers(factor: int, max_level: int) -> None:
     """Raises UserError: a factor below 1, a level below 0."""
     if factor < 1 or max_level < 0:
@@ -63,3 +105,6 @@ def noised(small: np.ndarray, max_level: int, rng: np.random.Generator) -> dict[
         level = np.int32(rng.integers(0, max_level + 1))
         fields |= {"noise_level": level, "low_res_noise": rng.standard_normal(small.shape, np.float32)}
     return fields
+
+
+DEGRADATIONS = {kind.name: kind for kind in (Bicubic, Bsr, BsrLight)}
