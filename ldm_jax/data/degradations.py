@@ -12,6 +12,7 @@ import numpy as np
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.bsr import FULL, LIGHT, Recipe, degraded
+from ldm_jax.data.maker import Maker
 from ldm_jax.data.transforms import resize, to_float
 
 LOW = ("low_res",)
@@ -19,7 +20,7 @@ NOISED = ("low_res", "noise_level", "low_res_noise")
 
 
 @dataclasses.dataclass(frozen=True)
-class Bicubic:
+class Bicubic(Maker):
     """Pillow's bicubic reduction, which is antialiased: the same for every draw.
 
     factor: image pixels a small pixel, on a side (given: the first stage's). max_level: the highest level of the noise; 0 for none.
@@ -28,7 +29,6 @@ class Bicubic:
     factor: int
     max_level: int = 0
     name: ClassVar[str] = "bicubic"
-    version: ClassVar[int] = 1
 
     def __post_init__(self):
         check_numbers(self.factor, self.max_level)
@@ -44,7 +44,7 @@ class Bicubic:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bsr:
+class Bsr(Maker):
     """The full blind super-resolution degradation; see bsr.py.
 
     factor, max_level: as of `Bicubic`. poisson, speckle: rates of these noises; 0 and 0 is what latent diffusion trained with.
@@ -55,7 +55,6 @@ class Bsr:
     poisson: float = 0.1
     speckle: float = 0.1
     name: ClassVar[str] = "bsr"
-    version: ClassVar[int] = 1
     recipe: ClassVar[Recipe] = FULL
 
     def __post_init__(self):

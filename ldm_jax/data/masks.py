@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from ldm_jax.core.errors import UserError
+from ldm_jax.data.maker import Maker
 
 PUBLISHED = 256  # the side, in pixels, that LaMa's lengths are of
 SEGMENTS = 5  # of a stroke, at most
@@ -20,7 +21,7 @@ STRAIGHT = (0.0, 4.0)  # a stroke turns by an angle between these, in radians, t
 
 
 @dataclasses.dataclass(frozen=True)
-class FreeForm:
+class FreeForm(Maker):
     """Broad strokes of one to five straight pieces, with round ends.
 
     least, most: strokes; length, width: the largest of a piece beyond the least (10 and 5), all lengths in 256ths of the side.
@@ -31,7 +32,6 @@ class FreeForm:
     length: float = 200.0
     width: float = 100.0
     name: ClassVar[str] = "free_form_mask"
-    version: ClassVar[int] = 1
     gives: ClassVar[tuple[str, ...]] = ("mask",)
 
     def __post_init__(self):
@@ -56,7 +56,7 @@ class FreeForm:
 
 
 @dataclasses.dataclass(frozen=True)
-class Box:
+class Box(Maker):
     """Rectangles.
 
     least, most: how many; smallest, largest: a side, and margin: to the image's edge, all in 256ths of the side.
@@ -68,7 +68,6 @@ class Box:
     largest: float = 150.0
     margin: float = 10.0
     name: ClassVar[str] = "box_mask"
-    version: ClassVar[int] = 1
     gives: ClassVar[tuple[str, ...]] = ("mask",)
 
     def __post_init__(self):
@@ -93,11 +92,10 @@ class Box:
 
 
 @dataclasses.dataclass(frozen=True)
-class Full:
+class Full(Maker):
     """All is made anew: what an inpainting model needs to have seen to make whole images too."""
 
     name: ClassVar[str] = "full_mask"
-    version: ClassVar[int] = 1
     gives: ClassVar[tuple[str, ...]] = ("mask",)
 
     def __call__(self, record: Mapping, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -105,7 +103,7 @@ class Full:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outpaint:
+class Outpaint(Maker):
     """A border on some of the four sides, each with probability 1/2, and on one of them at least.
 
     least, most: its share of the side (LaMa: 0.04 to 0.25).
@@ -114,7 +112,6 @@ class Outpaint:
     least: float = 0.125
     most: float = 0.5
     name: ClassVar[str] = "outpaint_mask"
-    version: ClassVar[int] = 1
     gives: ClassVar[tuple[str, ...]] = ("mask",)
 
     def __post_init__(self):
@@ -134,7 +131,7 @@ class Outpaint:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixed:
+class Mixed(Maker):
     """One of the four others, each as its class has it by default, with these weights (LaMa: strokes and boxes, half each)."""
 
     free_form: float = 0.4
@@ -142,7 +139,6 @@ class Mixed:
     outpaint: float = 0.1
     full: float = 0.1
     name: ClassVar[str] = "mixed_mask"
-    version: ClassVar[int] = 1
     gives: ClassVar[tuple[str, ...]] = ("mask",)
 
     def __post_init__(self):
