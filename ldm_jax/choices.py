@@ -36,7 +36,7 @@ from ldm_jax.train.steps import Descent
 NETWORKS = {"unet": UNet}
 ON_LATENTS = ("diffusion", "classifier")  # tasks
 LATER = {"log_variance": {"name": "none"}, "offset_noise": 0.0, "sampling": {"threshold": {"name": "none"}},
-         "lora": {"rank": 0, "alpha": 1.0, "targets": "attention"}}
+         "lora": {"rank": 0, "alpha": 1.0, "targets": "attention"}, "text_encoders": ""}
 """What models had whose config was saved before there was a choice."""
 
 

@@ -24,10 +24,11 @@ from ldm_jax.core.keys import base_key, key_for
 from ldm_jax.core.trees import content_digest, count
 from ldm_jax.data.batches import check_fingerprint, fingerprint, in_order, stream
 from ldm_jax.diffusion.sample import image_keys
-from ldm_jax.donor import initialised_from, load_base, open_donor
+from ldm_jax.donor import initialised_from, load_base, open_donor, with_arrays
 from ldm_jax.embedding_choices import with_embedders
 from ldm_jax.loading import LoadedFirstStage, load_first_stage
 from ldm_jax.models.units import measure_units
+from ldm_jax.text_encoders import open_encoders
 from ldm_jax.train import loop, sharding
 from ldm_jax.train.lora_stage import BASE
 from ldm_jax.train.report import Report, say
@@ -50,6 +51,7 @@ class Prepared:
     base: Base | None = None
     fields: Mapping = dataclasses.field(default_factory=dict)
     tokenizers: Mapping = dataclasses.field(default_factory=dict)
+    texts: Mapping = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def fingerprint(self) -> dict:
@@ -93,7 +95,7 @@ def prepare(config: Mapping, fresh: bool = True, run=None) -> Prepared:
         with problems.noted("config.loss.perceptual_weights"):
             perceptual = load_lpips(config["loss"]["perceptual_weights"])
     facts = choices.facts_of(config, source) if source is not None else choices.Facts(3, config["data"]["resolution"], 2)
-    experiment, fields, tokenizers = None, {}, {}
+    experiment, fields, tokenizers, texts = None, {}, {}, {}
     with problems.noted():
         experiment = ex.build(config, facts, first and first.stage)
     if experiment is not None and experiment.conditioner is not None:
@@ -104,6 +106,8 @@ def prepare(config: Mapping, fresh: bool = True, run=None) -> Prepared:
             for part in (source, held_out) if fields and source is not None else ():
                 data_choices.check_image(config, part, fields, experiment.conditioner)
     if experiment is not None and experiment.task == "diffusion":
+        with problems.noted():
+            texts = open_encoders(config["text_encoders"], experiment.conditioner, experiment.lora) if run is None else {}
         with problems.noted("config.sampling"):  # again, for what only the network can tell
             sampling.way_of(sampling.parts_of(experiment), experiment.sampling)
     problems.check()
@@ -111,8 +115,8 @@ def prepare(config: Mapping, fresh: bool = True, run=None) -> Prepared:
         with problems.noted("config.init_from"):
             base = load_base(donor, experiment, first, mesh)
         problems.check()
-    return Prepared(config, experiment, mesh, source, held_out, data_choices.transforms(config), first, perceptual, base, fields,
-                    tokenizers)
+    return Prepared(config, experiment, mesh, source, held_out, data_choices.transforms(config), first, perceptual, base, fields, tokenizers,
+                    texts)
 
 
 def stage_of(job: Prepared):
@@ -268,7 +272,7 @@ def open_state(job: Prepared, store: Store, stage, key) -> tuple[State, float]:
         state = born_sharded(stage.init, key, job.mesh, layout)
         if job.config["init_from"] and not job.base:
             state = initialised_from(job.config["init_from"], open_donor(job.config), state, job.mesh)
-        return state, 0.0
+        return with_arrays(job.texts, state) if job.texts else state, 0.0
     manifest = Manifest.from_json(store.record(step, "manifest"), f"the manifest of step {step}")
     config = from_json(manifest.config)
     config.pop("facts")

@@ -17,7 +17,8 @@ LOWER = {"core", "ops", "nn", "diffusion", "models", "data", "checkpoint", "inte
 SEVEN = {"adapted", "asked", "choices", "classifier_choices", "clip", "config_file", "config_tree", "data_choices", "describe", "donor",
          "embedded", "embedding_choices",
          "evaluate", "experiment", "launch", "likelihood", "loading", "output", "partners", "pictures", "pipeline", "precision",
-         "published", "publishing", "retrieved", "said", "sampling", "sizes", "tiles", "tokenized", "told", "vocabularies", "workdir"}
+         "published", "publishing", "retrieved", "said", "sampling", "shapes_tasks", "sizes", "text_encoders", "tiles",
+         "tokenized", "told", "vocabularies", "workdir"}
 ALL = LOWER | {"train", "evals"} | SEVEN
 MAY_IMPORT = {  # of ours, beside itself
     "core": set(), "ops": {"core"}, "nn": {"core", "ops"}, "diffusion": {"core", "ops"}, "models": {"core", "ops", "nn"},

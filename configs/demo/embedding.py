@@ -8,7 +8,7 @@ from configs.base import embedding
 
 def get_config():
     config = embedding()
-    config.data.update(source=dict(name="shapes"), resolution=32, batch=128)
+    config.data.update(source=dict(name="shapes", resolution=32, records=0, world=0), resolution=32, batch=128)
     config.data.fields = dict(tokens=dict(name="captions", tokenizer=dict(name="trained", vocabulary=128, records=2000)))
     config.network = dict(name="clip", projection=32, temperature=0.07, dtype="float32",
                           image=dict(width=64, layers=2, heads=4, patch=8),

@@ -96,3 +96,6 @@ class OwnEmbedding(_OfDatabase):
 
     def told(self, database: Database, split: str, record: int) -> np.ndarray:
         return np.asarray(database.embeddings[split][record][None], np.float32)
+
+
+NEIGHBOURS = {"neighbours": Neighbours, "own_embedding": OwnEmbedding}
