@@ -1,7 +1,7 @@
 """From an embedder's run to samples: load_clip, the database of it, and a model that is told neighbours or a picture's own embedding."""
 
-import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,10 +13,12 @@ from ldm_jax.config_file import plain
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.shapes_world import Shapes
 from ldm_jax.embedding_choices import with_embedders
+from ldm_jax.models.condition import ClassConditioner
 from ldm_jax.ops.images import write_png
 from ldm_jax.publishing import publish
 from ldm_jax.retrieved import Retrieval, retrieval_of
 from ldm_jax.said import Said
+from tests import runs
 from tests.conftest import tiny_embedding, tiny_ldm, updated
 from tests.untrained import save_untrained
 
@@ -57,31 +59,36 @@ def config(database):
 
 
 @pytest.fixture(scope="module")
-def model(config, clip, embedder):
-    folder = embedder.parent / "model"
-    kept = updated(config.copy_and_resolve_references(), {"data.fields.embeddings.embedder": clip.digest})
-    save_untrained(plain(kept), folder, noise=0.1)
-    return ldm.load(folder)
+def model(config, clip):
+    """As much of a model as retrieval looks at."""
+    job = launch.prepare(plain(config))
+    return SimpleNamespace(experiment=job.experiment, manifest=SimpleNamespace(config=with_embedders(job.config, job.fields)))
 
 
 def shown(count: int) -> np.ndarray:
     return np.stack([TEST[i]["image"] for i in range(count)])
 
 
+@pytest.mark.slow
+def test_a_bundle_is_the_same_embedder(embedder, clip, tmp_path):
+    """Mistake: a bundle without its tokenizer, or of another digest than its run's, whose databases it would be refused for."""
+    publish(embedder, tmp_path / "bundle")
+    again = ldm.load_clip(tmp_path / "bundle")
+    assert again.digest == clip.digest
+    np.testing.assert_array_equal(again.texts(TEXTS), clip.texts(TEXTS))
+
+
 def test_a_run_is_loaded_as_a_clip_is(embedder, clip, tmp_path):
-    """Mistake: the raw weights for the average, one encoder's parameters on the other, captions by another tokenizer, a bundle or a
-    step that is another embedder, a model of another task taken for one."""
+    """Mistake: the raw weights for the average, one encoder's parameters on the other, captions by another tokenizer, a
+    traceback for what is none."""
     job = launch.prepare(plain(tiny_embedding()))
     tokens = np.stack([job.fields["tokens"]({"caption": text})["tokens"] for text in TEXTS])
-    abstract = {name: ldm.load_clip(embedder, name) for name in ("ema", "raw")}
-    params = {place: abstract["ema"].encoders[name][1] for name, place in (("text", "text_encoder"), ("vision", "image_encoder"))}
-    pairs = job.experiment.network.apply({"params": params | {"log_scale": np.float32(0)}}, shown(2) / np.float32(127.5) - 1, tokens)
+    params = {place: clip.encoders[name][1] for name, place in (("text", "text_encoder"), ("vision", "image_encoder"))}
+    params["log_scale"] = np.float32(0)
+    pairs = jax.jit(job.experiment.network.apply)({"params": params}, shown(2) / np.float32(127.5) - 1, tokens)
     np.testing.assert_allclose(clip.images(shown(2)), pairs.images, atol=1e-5)
     np.testing.assert_allclose(clip.texts(TEXTS), pairs.texts, atol=1e-5)
-    assert abstract["raw"].digest != clip.digest == abstract["ema"].digest and clip.width == 8
-    publish(embedder, tmp_path / "bundle")
-    assert ldm.load_clip(tmp_path / "bundle").digest == ldm.load_clip(embedder / "checkpoints" / "1").digest == clip.digest
-    np.testing.assert_array_equal(ldm.load_clip(tmp_path / "bundle").texts(TEXTS), clip.texts(TEXTS))
+    assert ldm.load_clip(embedder / "checkpoints" / "1", "raw").digest != clip.digest and clip.width == 8
     for call, words in ((lambda: ldm.load(embedder), "this is an embedder .* ldm.load_clip"),
                         (lambda: ldm.load_clip(tmp_path / "none"), "does not exist: expected a run of task embedding")):
         with pytest.raises(UserError, match=words):
@@ -110,23 +117,20 @@ def test_a_config_that_does_not_fit_its_database(config, change, words):
     assert "\n" not in str(found.value)
 
 
-def test_samples_are_told_the_neighbours_of_their_own_text(model, embedder, clip, database, tmp_path):
+def test_samples_are_told_the_neighbours_of_their_own_text(model, embedder, clip, database):
     """Mistake: image i told another's neighbours, neighbours by the image encoder of a text, records that samples.json names wrongly."""
     opened = ldm.open_database(database)
     found = ldm.neighbours(clip, opened, texts=TEXTS, k=3)
     np.testing.assert_array_equal(found.records, np.argsort(-(clip.texts(TEXTS) @ opened.embeddings["train"].T))[:, :3])
-    request = output.Request(3, seed=4, batch_size=3, sampling={"steps": 2, "guidance": 2.0},
-                             said=Said(retrieval=Retrieval(str(embedder), str(database), texts=TEXTS, k=3)))
-    images = output.sample_to(model, request, str(tmp_path / "out"))
-    told = model.condition(embeddings=found.embeddings[[0, 1, 0]])
-    np.testing.assert_array_equal(images, model.sample(told, seeds=[4, 5, 6], batch_size=3, steps=2, guidance=2.0))
-    other = model.sample(model.condition(embeddings=found.embeddings[[1, 0, 1]]), seeds=[4, 5, 6], batch_size=3, steps=2, guidance=2.0)
-    assert (images != other).any(), "the neighbours change nothing"
-    page = json.loads((tmp_path / "out" / "samples.json").read_text())
-    assert page["embedder"] == clip.digest and page["database"] == opened.digest
-    told = [entry["condition"] for entry in page["images"]]
-    assert [t["neighbours_of_prompt"] for t in told] == [TEXTS[0], TEXTS[1], TEXTS[0]]
-    assert [t["neighbours"] for t in told] == found.records[[0, 1, 0]].tolist()
+    np.testing.assert_array_equal(found.embeddings, opened.embeddings["train"][found.records])
+    assert (found.records[0] != found.records[1]).any()
+    near = Retrieval(str(embedder), str(database), texts=TEXTS, k=3)
+    np.testing.assert_array_equal(near.told(model, 3), found.embeddings[[0, 1, 0]])
+    assert near.page == {"embedder": clip.digest, "database": opened.digest}
+    for i in range(3):
+        entry = {"condition": {"label": None}}
+        near.note(i, entry)
+        assert entry["condition"] == {"label": None, "neighbours_of_prompt": TEXTS[i % 2], "neighbours": found.records[i % 2].tolist()}
 
 
 def test_pictures_tell_their_neighbours_or_themselves(model, embedder, clip, database, tmp_path):
@@ -154,8 +158,8 @@ def test_what_cannot_be_retrieved_is_told(model, embedder, database, trained_ldm
     """Mistake: noise as a condition, from a model that reads none, another embedder's space, or a database that is not there."""
     save_untrained(plain(tiny_embedding(seed=1)), tmp_path / "other")
     told = dict(embedder=str(embedder), database=str(database), texts=TEXTS)
-    narrow = dataclasses.replace(model, manifest=dataclasses.replace(model.manifest, config=model.manifest.config | {"data": {}}),
-                                 experiment=dataclasses.replace(model.experiment, conditioner=model.experiment.conditioner.clone(width=4)))
+    narrow = SimpleNamespace(manifest=SimpleNamespace(config={"data": {}}),
+                             experiment=SimpleNamespace(conditioner=model.experiment.conditioner.clone(width=4)))
     for change, of, words in (({"embedder": str(tmp_path / "other")}, model, "this model was trained on embeddings of the embedder of"),
                               ({"database": "/nowhere"}, model, "database /nowhere: no database"),
                               ({"k": 41}, model, "k=41: it has 40 records"),
@@ -166,7 +170,7 @@ def test_what_cannot_be_retrieved_is_told(model, embedder, database, trained_ldm
             Retrieval(**told | change).told(of, 2)
         assert "\n" not in str(found.value)
     with pytest.raises(UserError, match="this model does not read embeddings; it reads label"):
-        Retrieval(**told).check(ldm.load(trained_ldm))
+        Retrieval(**told).check(SimpleNamespace(experiment=SimpleNamespace(conditioner=ClassConditioner(10, 8))))
     with pytest.raises(UserError, match="its embeddings are of the embedder"):
         ldm.neighbours(ldm.load_clip(tmp_path / "other"), ldm.open_database(database), texts=TEXTS)
 
@@ -187,12 +191,27 @@ def test_flags_that_do_not_go_together(given, words):
 
 
 @pytest.mark.slow
-def test_training_is_told_neighbours_and_goes_on(config, clip, embedder):
-    """Mistake: fields that never reach the step, a run whose kept embedder its own config is refused by when it is resumed."""
-    folder = embedder.parent / "trained"
+def test_training_is_told_neighbours_and_samples_are(config, clip, embedder, database, tmp_path):
+    """Mistake: fields that never reach the step, a run whose kept embedder its own config is refused by when it is resumed, flags that
+    never reach the samples."""
     for steps in (1, 2):
-        launch.train(plain(updated(config.copy_and_resolve_references(), {"run.steps": steps})), str(folder))
-    assert ldm.load(folder).manifest.config["data"]["fields"]["embeddings"]["embedder"] == clip.digest
-    launch.train(plain(tiny_embedding(**{"run.steps": 2, "run.evaluate_every": 2, "run.preview_every": 2})), str(embedder.parent / "again"))
-    assert ldm.load_clip(embedder.parent / "again").texts(TEXTS).shape == (2, 8)
-    assert jax.tree.leaves(ldm.load_clip(embedder.parent / "again").encoders["text"][1])
+        launch.train(plain(updated(config.copy_and_resolve_references(), {"run.steps": steps})), str(tmp_path / "run"))
+    model = ldm.load(tmp_path / "run")
+    assert model.manifest.config["data"]["fields"]["embeddings"]["embedder"] == clip.digest
+    near = Retrieval(str(embedder), str(database), texts=TEXTS, k=3)
+    request = output.Request(3, seed=4, batch_size=3, sampling={"steps": 2, "guidance": 2.0}, said=Said(retrieval=near))
+    images = output.sample_to(model, request, str(tmp_path / "out"))
+    told = model.condition(embeddings=near.told(model, 3))
+    np.testing.assert_array_equal(images, model.sample(told, seeds=[4, 5, 6], batch_size=3, steps=2, guidance=2.0))
+    page = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert page["embedder"] == clip.digest and page["images"][1]["condition"]["neighbours_of_prompt"] == TEXTS[1]
+
+
+@pytest.mark.slow
+def test_an_embedder_is_trained_measured_and_previewed(tmp_path):
+    """Mistake: a stage that the loop cannot run: a preview that is no picture, an evaluation without its sums."""
+    launch.train(plain(tiny_embedding(**{"run.steps": 2, "run.evaluate_every": 2, "run.preview_every": 2, "run.save_every": 2})),
+                 str(tmp_path / "run"))
+    assert {"held_out/loss", "held_out/found"} <= runs.lines(tmp_path / "run")[-1].keys()
+    assert (tmp_path / "run" / "previews" / "preview_00000002.png").exists()
+    assert ldm.load_clip(tmp_path / "run").texts(TEXTS).shape == (2, 8)
