@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from ldm_jax import choices, sampling, vocabularies
+from ldm_jax import choices, data_choices, sampling, vocabularies
 from ldm_jax import experiment as ex
 from ldm_jax.adapted import RECORD, Base
 from ldm_jax.checkpoint.digests import write_atomically
@@ -74,9 +74,9 @@ def prepare(config: Mapping, fresh: bool = True, run=None) -> Prepared:
     problems = Problems()
     source = held_out = first = mesh = perceptual = donor = base = None
     with problems.noted():
-        source, held_out = choices.open_source(config, "train"), choices.open_source(config, "test")
-        choices.check_image(config, source)
-        choices.check_image(config, held_out)
+        source, held_out = data_choices.open_source(config, "train"), data_choices.open_source(config, "test")
+        data_choices.check_image(config, source)
+        data_choices.check_image(config, held_out)
     with problems.noted():
         mesh = sharding.make_mesh(choices.layout_of(config))
         sharding.check_batch(config["data"]["batch"], mesh)
@@ -100,10 +100,10 @@ def prepare(config: Mapping, fresh: bool = True, run=None) -> Prepared:
     if experiment is not None and experiment.task == "diffusion":
         with problems.noted("config.conditioner"):
             tokenizers = vocabularies.open_tokenizers(config, source, run) if source is not None else {}
-            fields = choices.fields_of(config, experiment.conditioner, experiment.autoencoder.factor, tokenizers)
-            choices.check_fields(experiment.conditioner, facts, fields)
+            fields = data_choices.fields_of(config, experiment.conditioner, experiment.autoencoder.factor, tokenizers)
+            data_choices.check_fields(experiment.conditioner, facts, fields)
             for part in (source, held_out) if fields and source is not None else ():
-                choices.check_image(config, part, fields)
+                data_choices.check_image(config, part, fields)
         with problems.noted():
             texts = open_encoders(config["text_encoders"], experiment.conditioner, experiment.lora) if run is None else {}
         with problems.noted("config.sampling"):  # again, for what only the network can tell
@@ -113,7 +113,7 @@ def prepare(config: Mapping, fresh: bool = True, run=None) -> Prepared:
         with problems.noted("config.init_from"):
             base = load_base(donor, experiment, first, mesh)
         problems.check()
-    return Prepared(config, experiment, mesh, source, held_out, choices.transforms(config), first, perceptual, base, fields, tokenizers,
+    return Prepared(config, experiment, mesh, source, held_out, data_choices.transforms(config), first, perceptual, base, fields, tokenizers,
                     texts)
 
 
