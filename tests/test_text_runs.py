@@ -146,10 +146,10 @@ def test_other_encoders_are_refused(tmp_path, named, change, match):
         open_encoders("bert", conditioner, lora="a LoRA")
 
 
-def test_a_tokenizer_that_is_gone_or_changed_is_told(trained, tmp_path):
+def test_a_tokenizer_that_is_gone_or_changed_is_told(tmp_path):
     """Mistakes: a run that goes on with other words; a model loaded with them; the words of an earlier start kept for a new run."""
     run, config = tmp_path / "run", text_config("")
-    shutil.copytree(trained[0] / "tokenizer", run / "tokenizer")
+    vocabularies.keep(config, vocabularies.open_tokenizers(config, Shapes("train", records=64)), run)
     words = (run / "tokenizer" / "vocab.txt").read_text().splitlines()
     (run / "tokenizer" / "vocab.txt").write_text("\n".join([*words[:-2], *words[:-3:-1]]) + "\n")
     for use in (lambda: vocabularies.open_tokenizers(config, run=run),
