@@ -138,7 +138,8 @@ def layout_tokens(conditioner, given: Mapping) -> np.ndarray:
     parts = getattr(conditioner, "parts", (conditioner,))
     spec = next(part.specs["boxes_tokens"] for part in parts if "boxes_tokens" in getattr(part, "specs", {}))
     if "boxes" not in given or "box_labels" not in given or "boxes_tokens" in given:
-        raise UserError("boxes and box_labels belong together, in the place of boxes_tokens: as boxes=[(0.1, 0.2, 0.5, 0.6)], box_labels=[3]")
+        raise UserError("boxes and box_labels belong together, in the place of boxes_tokens: as boxes=[(0.1, 0.2, 0.5, 0.6)], "
+                        "box_labels=[3]")
     boxes, labels = list(given["boxes"]), list(given["box_labels"])
     if not any(np.ndim(x) for x in labels):
         boxes, labels = [boxes], [labels]

@@ -24,6 +24,7 @@ NEGATIVE = "negative_"
 PART = 16  # examples whose condition is made at a time, which may have images to encode
 NAMES = {"label": "labels", "tokens": "prompts", "tokens_2": "prompts", "token_weights": "prompts"}  # field -> what a user calls it
 WHOLE = {"label", "tokens", "tokens_2", "boxes_tokens", "noise_level", "map"}  # fields of whole numbers
+DRAWN = {"image", "mask", "depth", "map", "low_res"}  # fields that say the images' size
 PICTURES = {"image", "low_res"}  # fields that are pictures: uint8, or float in [-1, 1]
 BESIDE = {"prompts": ("long_prompts", "clip_skip"), "low_res": ("noise_seeds",), "boxes_tokens": SAID_OF_BOXES}  # what says more of a field
 FLAGS = {"labels": "--labels", "prompts": "--prompt", "map": "--map", "boxes_tokens": "--boxes", "image": "--init_image", "mask": "--mask",
@@ -51,6 +52,7 @@ def told(model, given: Mapping, number: int | None = None) -> Guided:
         given |= _sizes(model, given)
     fields = _of_one_number(_fields(model, given), number)
     count = next((len(value) for value in fields.values()), number or 1)
+    _check_sizes(conditioner, fields, model.experiment.autoencoder.factor)
     said = {name.removeprefix(NEGATIVE): fields.pop(name) for name in list(fields) if name.startswith(NEGATIVE)}
     negative = fields | said
     if given.get("clip_skip"):
@@ -107,6 +109,18 @@ def _fields(model, given: Mapping) -> dict[str, np.ndarray]:
         keys = jax.vmap(lambda key: key_for(key, "low_res"))(image_keys(seeds))
         fields["low_res_noise"] = np.asarray(normal_for(keys, fields["low_res"].shape[1:]))
     return fields
+
+
+def _check_sizes(conditioner, fields: Mapping, factor: int) -> None:
+    """Raises UserError: pictures for images of several sizes; factor: image pixels a latent, on a side."""
+    sizes = {}
+    for part in getattr(conditioner, "parts", (conditioner,)):
+        for name in DRAWN.intersection(part.fields, fields):
+            step = 1 if name == "low_res" else 2**part.halvings if name == "map" else factor
+            sizes[name] = "x".join(str(side // step * factor) for side in fields[name].shape[2:0:-1])
+    if len(set(sizes.values())) > 1:
+        raise UserError(", ".join(f"{name} for {size}" for name, size in sorted(sizes.items())) + ": the pictures of a call are for images "
+                        "of one size")
 
 
 def _array(name: str, value) -> np.ndarray:
