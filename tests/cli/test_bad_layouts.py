@@ -43,11 +43,11 @@ BAD = {
     "no small picture": ({"low_res": None}, ["low_res: this model must be told it", "--low_res to sample.py"]),
     "no mask": ({"mask": None}, ["--init_image: give --strength too", "or a --mask"]),
 }
-FAST = ("map with unknown classes", "no small picture")  # what the others say is also tests/test_layouts.py's
 RIGHT = {"map": "map.png", "low_res": "small.png", "init_image": "picture.png", "mask": "mask.png", "boxes": "boxes.json"}
 
 
-@pytest.mark.parametrize("what", [pytest.param(what, marks=() if what in FAST else pytest.mark.slow) for what in BAD])
+@pytest.mark.slow  # what is said of each file is also tests/test_layouts.py's; this run takes as long to make as all of that
+@pytest.mark.parametrize("what", BAD)
 def test_what_is_drawn_wrongly_is_refused(what, command, run, tmp_path):
     """Catches a traceback, and pictures that were made all the same of something else than was meant."""
     changes, words = BAD[what]

@@ -4,7 +4,9 @@ import os
 import pathlib
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.cli.folders import snapshot
 from tests.untrained import save_untrained
@@ -67,6 +69,15 @@ def test_sampling_refuses_flags(what, command, tmp_path):
 def test_sampling_refuses_what_the_model_cannot_do(what, command, trained_ldm, tmp_path):
     flags, words = SAMPLE[what]
     command("sample.py", f"--model={trained_ldm}", f"--out={tmp_path / 'out'}", *flags).refused(*words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_soft_mask_is_refused(command, trained_ldm, tmp_path):
+    """Catches a JPEG's grey edges cut at a half where nobody said so (the other pictures: test_bad_layouts.py)."""
+    for name, grey in (("picture", 0), ("mask", 99)):
+        Image.fromarray(np.full((32, 32), grey, np.uint8)).save(tmp_path / f"{name}.png")
+    flags = [f"--init_image={tmp_path / 'picture.png'}", f"--mask={tmp_path / 'mask.png'}", f"--out={tmp_path / 'out'}"]
+    command("sample.py", f"--model={trained_ldm}", *flags).refused("1024 of 1024 pixels (1 of all) are grey; expected black")
     assert not (tmp_path / "out").exists()
 
 
