@@ -8,13 +8,14 @@ import jax
 import numpy as np
 from etils import epath
 
-from ldm_jax import choices, likelihood
+from ldm_jax import data_choices, likelihood, shapes_tasks
 from ldm_jax.asked import prepare, told_to_guide
 from ldm_jax.checkpoint.digests import write_atomically
 from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.batches import in_order
 from ldm_jax.evals.report import report
+from ldm_jax.evals.shapes_summary import shapes_page
 from ldm_jax.evals.sweep import page
 from ldm_jax.evals.tables import EVALS
 from ldm_jax.likelihood import Likely
@@ -25,10 +26,13 @@ from ldm_jax.train.loop import evaluate as loop_evaluate
 from ldm_jax.train.loop import fetch
 from ldm_jax.train.sharding import local_rows, place
 
+NUMBER = 1000  # samples of the digits, where nobody says how many
+
 
 def evaluate(model: Model, request: Request | Likely | None = None, progress=None) -> dict:
     """The measures of a model, JSON-able: reconstruction of the test split for a first stage, accuracy on it by time for a classifier,
-    samples against the digits for a diffusion model on the digits; or, asked by a `Likely`, the likelihood of the test split.
+    samples against the digits for a diffusion model on the digits, and what samples obey for one on the shapes; or, asked by a `Likely`,
+    the likelihood of the test split.
 
     Args:
       request: for a diffusion model, the samples to make; or the likelihood to measure.
@@ -43,8 +47,17 @@ def evaluate(model: Model, request: Request | Likely | None = None, progress=Non
         return reconstruction(model, config)
     if model.experiment.task == "classifier":
         return classification(model, config, progress)
+    request = request or Request(number=default_number(model), batch_size=100)
+    if shapes_tasks.is_shapes(model):
+        result = shapes_tasks.evaluate(model, request, progress)
+        return result | {"settings": _settings(model, request) | result["settings"]}
     check_digits(config)
-    return digits(model, config, request or Request(number=1000, batch_size=100), progress)
+    return digits(model, config, request, progress)
+
+
+def default_number(model: Model) -> int:
+    """How many samples are measured where nobody says it."""
+    return shapes_tasks.NUMBER if shapes_tasks.is_shapes(model) else NUMBER
 
 
 def total(model: Model, request: Request | Likely) -> int:
@@ -52,7 +65,7 @@ def total(model: Model, request: Request | Likely) -> int:
     if isinstance(request, Likely):
         return likelihood.total(model, request)
     if model.experiment.task == "classifier":
-        return TIME_BINS * len(choices.open_source(from_json(model.manifest.config), "test"))
+        return TIME_BINS * len(data_choices.open_source(from_json(model.manifest.config), "test"))
     return request.number
 
 
@@ -66,6 +79,8 @@ def told(result: Mapping, title: str, out: str = "") -> str:
     """The measures as a table to print; with `out`, also written there as JSON, by process 0."""
     if out and jax.process_index() == 0:
         write_atomically(out, json.dumps(result, indent=1) + "\n")
+    if "verdicts" in result:
+        return shapes_page(result, title)
     return page(result, title) if "rows" in result else report(result, title)
 
 
@@ -90,7 +105,7 @@ def parse_scales(text: str, guide: str = "", guidance: str = "") -> tuple[float,
 
 def reconstruction(model: Model, config: Mapping) -> dict:
     """PSNR, SSIM, L1, and KL or codebook use, on the whole test split, without a posterior draw."""
-    source, autoencoder = choices.open_source(config, "test"), model.experiment.autoencoder
+    source, autoencoder = data_choices.open_source(config, "test"), model.experiment.autoencoder
     apply = jax.jit(lambda params, image: autoencoder.apply({"params": params}, image, None, method="reconstruct"))
 
     def reconstruct(batch):
@@ -100,7 +115,7 @@ def reconstruction(model: Model, config: Mapping) -> dict:
 
     batch = model.round_up(min(model.experiment.batch, len(source)))
     options = {"batch": batch, "rows": local_rows(model.mesh, batch), "resolution": config["data"]["resolution"]}
-    batches = (_everyone(b, model.mesh) for b in in_order(source, choices.transforms(config), **options))
+    batches = (_everyone(b, model.mesh) for b in in_order(source, data_choices.transforms(config), **options))
     codes = getattr(autoencoder.bottleneck, "codes", 0)
     result = EVALS["reconstruction"](reconstruct, batches, dimensions=int(np.prod(model.experiment.latent_shape)), codes=codes)
     return result | {"settings": {"split": "test of " + source.name, "step": model.manifest.step, "factor": autoencoder.factor,
@@ -109,13 +124,13 @@ def reconstruction(model: Model, config: Mapping) -> dict:
 
 def classification(model: Model, config: Mapping, progress=None) -> dict:
     """Accuracy and cross-entropy on the whole test split, every record once in each time bin; bin 0 has the cleanest tenth of times."""
-    source, stage = choices.open_source(config, "test"), model.experiment.stage()
+    source, stage = data_choices.open_source(config, "test"), model.experiment.stage()
     batch = model.round_up(min(model.experiment.batch, len(source)))
     options = {"batch": batch, "rows": local_rows(model.mesh, batch), "resolution": config["data"]["resolution"]}
 
     def batches():
         for i in range(TIME_BINS):
-            for rows in in_order(source, choices.transforms(config), **options):
+            for rows in in_order(source, data_choices.transforms(config), **options):
                 yield place(dict(rows) | {"index": rows["index"] * TIME_BINS + i}, model.mesh)
             if progress:
                 progress((i + 1) * len(source))
@@ -135,7 +150,7 @@ def _everyone(batch: Mapping, mesh) -> dict:
 
 def digits(model: Model, config: Mapping, request: Request, progress=None) -> dict:
     """One set of samples against the real digits: as many of each class, or, of a model without labels, told nothing."""
-    train, held_out = choices.open_source(config, "train"), choices.open_source(config, "test")
+    train, held_out = data_choices.open_source(config, "train"), data_choices.open_source(config, "test")
     known = "label" in model.experiment.conditioner.fields
     labels = np.arange(request.number) % train.classes if known else None
     images = model.sample(model.condition(labels), seeds=request.seeds, batch_size=request.batch_size, progress=progress,
@@ -153,17 +168,20 @@ def _settings(model: Model, request: Request) -> dict:
 
 def sweep(model: Model, request: Request, scales: Sequence[float], guide: Model | None = None, progress=None) -> dict:
     """The share of the asked digit at each scale of a guide, or at each guidance weight where there is none; as many of each class,
-    the same seeds at every scale.
+    the same seeds at every scale. Of the shapes: what samples obey at each.
 
     Raises:
       UserError: before anything is made, a model of other data than the digits, one that nothing tells a class, or as `Model.sample`.
     """
     model.need_diffusion("--scales")
     config = from_json(model.manifest.config)
+    if shapes_tasks.is_shapes(model):
+        result = shapes_tasks.sweep(model, request, scales, guide, progress)
+        return result | {"settings": _settings(model, request) | result["settings"] | {"guidance": "by row"}}
     check_digits(config)
     if guide is None and not model.experiment.conditioner.fields:
         raise UserError("--scales: this model has no classes to be asked for; name a classifier of its latents by --guide")
-    train, held_out = choices.open_source(config, "train"), choices.open_source(config, "test")
+    train, held_out = data_choices.open_source(config, "train"), data_choices.open_source(config, "test")
     labels, done = [i % train.classes for i in range(request.number)], iter(range(len(scales)))
     condition = model.condition(labels if model.experiment.conditioner.fields else None)
 
@@ -188,7 +206,7 @@ def check_digits(config: Mapping) -> None:
     """Raises UserError: a diffusion model of data that no evaluation here knows."""
     name = config["data"]["source"]["name"]
     if name != "digits":
-        raise UserError(f"samples of {name!r} have no evaluation yet; the digits have one, and every first stage has. "
+        raise UserError(f"samples of {name!r} have no evaluation yet; the digits and the shapes have one, and every first stage has. "
                         "--measure=likelihood measures any data's")
 
 

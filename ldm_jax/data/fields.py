@@ -17,6 +17,7 @@ import numpy as np
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.boxes import boxes_tokens
+from ldm_jax.data.captions_field import captions
 from ldm_jax.data.degradations import DEGRADATIONS
 from ldm_jax.data.maker import Maker, taken
 from ldm_jax.data.masks import MASKS
@@ -60,4 +61,4 @@ def boxes(spec) -> Boxes:
     return Boxes((spec.length - 2) // 3, spec.vocabulary)
 
 
-FIELDS = {"segmentation": Segmentation, "boxes": boxes} | DEGRADATIONS | MASKS
+FIELDS = {"captions": captions, "segmentation": Segmentation, "boxes": boxes} | DEGRADATIONS | MASKS
