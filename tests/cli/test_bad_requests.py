@@ -4,7 +4,9 @@ import os
 import pathlib
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.cli.folders import snapshot
 from tests.untrained import save_untrained
@@ -25,6 +27,9 @@ SAMPLE_FLAGS = {  # refused from the flags alone
     "mask without a picture": (["--mask=m.png"], ["--mask belongs to --init_image=FILE"]),
     "strength without a picture": (["--strength=0.5"], ["--strength belongs to --init_image=FILE"]),
     "picture without strength": (["--init_image=a.png"], ["--init_image: give --strength too"]),
+    "border without a picture": (["--outpaint=8,0,0,0"], ["--outpaint belongs to --init_image=FILE"]),
+    "border of nothing": (["--init_image=a.png", "--outpaint=0,0,0,0"], ["--outpaint=0,0,0,0: expected LEFT,TOP,RIGHT,BOTTOM in pixels"]),
+    "border around no picture": (["--init_image=/nowhere.png", "--outpaint=8,0,0,0"], ["--init_image=/nowhere.png: no such file"]),
     "size of one number": (["--size=512"], ["--size=512: expected WIDTHxHEIGHT"]),
     "unknown dtype": (["--dtype=half"], ["dtype='half': expected one of float32, bfloat16"]),
     "unknown weights": (["--weights=best"], ["--weights=best", "<ema|raw>"]),
@@ -64,6 +69,15 @@ def test_sampling_refuses_flags(what, command, tmp_path):
 def test_sampling_refuses_what_the_model_cannot_do(what, command, trained_ldm, tmp_path):
     flags, words = SAMPLE[what]
     command("sample.py", f"--model={trained_ldm}", f"--out={tmp_path / 'out'}", *flags).refused(*words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_soft_mask_is_refused(command, trained_ldm, tmp_path):
+    """Catches a JPEG's grey edges cut at a half where nobody said so (the other pictures: test_bad_layouts.py)."""
+    for name, grey in (("picture", 0), ("mask", 99)):
+        Image.fromarray(np.full((32, 32), grey, np.uint8)).save(tmp_path / f"{name}.png")
+    flags = [f"--init_image={tmp_path / 'picture.png'}", f"--mask={tmp_path / 'mask.png'}", f"--out={tmp_path / 'out'}"]
+    command("sample.py", f"--model={trained_ldm}", *flags).refused("1024 of 1024 pixels (1 of all) are grey; expected black")
     assert not (tmp_path / "out").exists()
 
 
