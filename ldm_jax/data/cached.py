@@ -27,7 +27,7 @@ class Cached:
 
     def __init__(self, source, cache: Cache, split: str, images: bool = False, texts: bool = True):
         self.source, self.name, self.classes, self.channels = source, source.name, source.classes, source.channels
-        self.images, self.variants = images, cache.variants if split == "train" else 1
+        self.cache, self.images, self.variants = cache, images, cache.variants if split == "train" else 1
         self._part: Part = cache.part(split)
         texts = texts and bool(cache.keeps["text"])
         self._texts: Part | None = cache.part(text_of(split)) if texts else None
@@ -36,8 +36,14 @@ class Cached:
     def __len__(self) -> int:
         return len(self.source)
 
+    def __getitem__(self, i: int) -> Mapping:
+        """The source's own record, not of the cache."""
+        return self.source[i]
+
     def fingerprint(self) -> dict:
-        return self.source.fingerprint()
+        """The source's own: a run may go on from a cache that was begun from images. One that was narrowed is other data."""
+        narrow = {} if self.cache.keeps["dtype"] == "float32" else {"cached": self.cache.keeps["dtype"]}
+        return self.source.fingerprint() | narrow
 
     def found(self, record: int, draw: Draw | None) -> Mapping:
         variant = draw.variant % self.variants if draw else 0
