@@ -119,8 +119,8 @@ def prepare(config: Mapping, fresh: bool = True, run=None) -> Prepared:
         with problems.noted("config.init_from"):
             base = load_base(donor, experiment, first, mesh)
         problems.check()
-    return Prepared(config, experiment, mesh, source, held_out, data_choices.transforms(config), first, perceptual, base, fields, tokenizers,
-                    texts)
+    return Prepared(config, experiment, mesh, source, held_out, data_choices.transforms(config), first, perceptual, base, fields,
+                    tokenizers, texts)
 
 
 def stage_of(job: Prepared):

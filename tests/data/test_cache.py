@@ -134,7 +134,8 @@ def test_bytes_of_a_record():
     """Mistake: a text that is not ASCII, a tuple that comes back as a list, no boxes, an array that is not contiguous; bfloat16 cut off
     in the place of rounded."""
     record = {"caption": "ein Fisch\n\u9b5a", "label": np.int64(3), "window": (0.0, 0.125, 1.0, 0.1, True),
-              "boxes": np.zeros((0, 4), np.float32), "map": np.arange(6, dtype=np.uint8).reshape(2, 3).T, "x": np.float32([1 + 2**-8, 1 + 3 * 2**-8, -3.14159, 0])}
+              "boxes": np.zeros((0, 4), np.float32),
+              "map": np.arange(6, dtype=np.uint8).reshape(2, 3).T, "x": np.float32([1 + 2**-8, 1 + 3 * 2**-8, -3.14159, 0])}
     found = from_bytes(to_bytes(record))
     assert found.keys() == record.keys() and all(type(found[k]) is type(record[k]) or k == "label" for k in record)
     assert all(np.array_equal(found[k], record[k]) and np.asarray(found[k]).dtype == np.asarray(record[k]).dtype for k in record)
