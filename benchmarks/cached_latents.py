@@ -64,9 +64,10 @@ def main() -> None:
     pairs = np.asarray([[way.seconds(options.steps) for way in (images, cached)] for _ in range(options.pairs)])
     ratios = pairs[:, 0] / pairs[:, 1]
     rates = options.steps / np.median(pairs, axis=0)
-    print(f"batch {config['data']['batch']}: {rates[0]:.3g} steps/s from images, {rates[1]:.3g} from the cache: {np.median(ratios):.2f} times as "
-          f"fast ({ratios.min():.2f} to {ratios.max():.2f} over {options.pairs} pairs); losses of the last step {images.loss:.6f}, "
-          f"{cached.loss:.6f}", flush=True)
+    print(f"batch {config['data']['batch']}: {rates[0]:.3g} steps/s from images, {rates[1]:.3g} from the cache: "
+          f"{np.median(ratios):.2f} times as fast ({ratios.min():.2f} to {ratios.max():.2f} over {options.pairs} pairs); "
+          f"losses of the last step {images.loss:.6f}, {cached.loss:.6f}", flush=True)
+
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Training from a cache is training from images; a cache of something else is refused."""
 
 import contextlib
+import dataclasses
 import json
 
 import jax
@@ -63,28 +64,28 @@ def test_a_cache_holds_what_the_first_stage_says(cache, trained_autoencoder, mak
     assert [one["label"] for one in found] == job.held_out.labels[-3:].tolist()
 
 
+FLIP, RESIZE = ({"name": "flip"},), ({"name": "crop_resize"},)
 OTHERS = {
     "another encoder": ({}, {"digest": "0" * 64}, "another encoder, a first stage \\(.*, here 0000"),
-    "other transforms": ({"data.transforms": ({"name": "flip"},), "data.variants": 2}, {}, "other transforms .*another number of variants"),
-    "endless draws": ({"data.transforms": ({"name": "flip"},)}, {}, "config.data.variants=0 draws the transforms of every image afresh"),
-    "another size": ({"data.resolution": 16, "data.transforms": ({"name": "crop_resize"},)}, {}, "other transforms .*; another size"),
-    "no cache": ({"data.cache": "nowhere"}, {}, "config.data.cache: 'nowhere' is no cache, for it has no cache.json"),
-    "no folder": ({"data.cache": 3}, {}, "config.data.cache=3: expected a folder"),
-    "no number": ({"data.variants": -1}, {}, "config.data.variants=-1: expected a whole number from 0"),
-    "pixels": ({"first_stage": "pixels"}, {}, "config.data.cache: a cache holds latents, and there is no first stage to make any"),
+    "other transforms": ({"data": {"transforms": FLIP, "variants": 2}}, {}, "other transforms .*another number of variants"),
+    "endless draws": ({"data": {"transforms": FLIP}}, {}, "config.data.variants=0 draws the transforms of every image afresh"),
+    "another size": ({"data": {"resolution": 16, "transforms": RESIZE}}, {}, "other transforms .*; another size"),
+    "no cache": ({"data": {"cache": "nowhere"}}, {}, "config.data.cache: 'nowhere' is no cache, for it has no cache.json"),
+    "no folder": ({"data": {"cache": 3}}, {}, "config.data.cache=3: expected a folder"),
+    "no number": ({"data": {"variants": -1}}, {}, "config.data.variants=-1: expected a whole number from 0"),
+    "pixels": ({"top": {"first_stage": "pixels"}}, {}, "config.data.cache: a cache holds latents, and there is no first stage to make any"),
 }
 
 
 @pytest.mark.parametrize("what", OTHERS)
 def test_a_cache_of_something_else_is_refused(cache, trained_autoencoder, make_ldm_config, monkeypatch, what):
     """Mistake: training on the latents of another encoder or of other crops, without a word."""
-    import dataclasses
-
     changes, first, told = OTHERS[what]
     load = launch.load_first_stage
     monkeypatch.setattr(launch, "load_first_stage", lambda *given: dataclasses.replace(load(*given), **first))
     with pytest.raises(UserError, match=told) as error:
-        launch.prepare(make_ldm_config(trained_autoencoder, **{"data.cache": str(cache)} | changes))
+        config = make_ldm_config(trained_autoencoder) | changes.get("top", {})
+        launch.prepare(config | {"data": config["data"] | {"cache": str(cache)} | changes.get("data", {})})
     assert "\n" not in str(error.value)
 
 
