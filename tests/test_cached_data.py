@@ -67,36 +67,40 @@ def test_a_cache_holds_what_the_first_stage_says(cache, trained_autoencoder, mak
 FLIP, RESIZE = ({"name": "flip"},), ({"name": "crop_resize"},)
 OTHERS = {
     "another encoder": ({}, {"digest": "0" * 64}, "another encoder, a first stage \\(.*, here 0000"),
-    "other transforms": ({"data": {"transforms": FLIP, "variants": 2}}, {}, "other transforms .*another number of variants"),
-    "endless draws": ({"data": {"transforms": FLIP}}, {}, "config.data.variants=0 draws the transforms of every image afresh"),
-    "another size": ({"data": {"resolution": 16, "transforms": RESIZE}}, {}, "other transforms .*; another size"),
-    "no cache": ({"data": {"cache": "nowhere"}}, {}, "config.data.cache: 'nowhere' is no cache, for it has no cache.json"),
-    "no folder": ({"data": {"cache": 3}}, {}, "config.data.cache=3: expected a folder"),
-    "no number": ({"data": {"variants": -1}}, {}, "config.data.variants=-1: expected a whole number from 0"),
-    "pixels": ({"top": {"first_stage": "pixels"}}, {}, "config.data.cache: a cache holds latents, and there is no first stage to make any"),
+    "other transforms": ({"transforms": FLIP, "variants": 2}, {}, "other transforms .*another number of variants"),
+    "endless draws": ({"transforms": FLIP}, {}, "config.data.variants=0 draws the transforms of every image afresh"),
+    "another size": ({"resolution": 16, "transforms": RESIZE}, {}, "other transforms .*; another size"),
+    "no cache": ({"cache": "nowhere"}, {}, "'nowhere' is no cache, for it has no cache.json"),
+    "no folder": ({"cache": 3}, {}, "config.data.cache=3: expected a folder"),
+    "no number": ({"variants": -1}, {}, "config.data.variants=-1: expected a whole number from 0"),
+    "pixels": ({}, None, "a cache holds latents, and there is no first stage to make any"),
 }
 
 
+@pytest.fixture(scope="module")
+def job(cache, trained_autoencoder, make_ldm_config):
+    """A run from the cache, whose seed and variants draw nothing."""
+    return launch.prepare(make_ldm_config(trained_autoencoder, seed=5, **{"data.cache": str(cache), "data.variants": 4}))
+
+
 @pytest.mark.parametrize("what", OTHERS)
-def test_a_cache_of_something_else_is_refused(cache, trained_autoencoder, make_ldm_config, monkeypatch, what):
+def test_a_cache_of_something_else_is_refused(job, what):
     """Mistake: training on the latents of another encoder or of other crops, without a word."""
     changes, first, told = OTHERS[what]
-    load = launch.load_first_stage
-    monkeypatch.setattr(launch, "load_first_stage", lambda *given: dataclasses.replace(load(*given), **first))
+    config = job.config | {"data": job.config["data"] | {"variants": 0} | changes}
     with pytest.raises(UserError, match=told) as error:
-        config = make_ldm_config(trained_autoencoder) | changes.get("top", {})
-        launch.prepare(config | {"data": config["data"] | {"cache": str(cache)} | changes.get("data", {})})
+        cached_data.in_place(config, (job.source.source, job.held_out.source), None if first is None else dataclasses.replace(job.first, **first),
+                             job.experiment, {})
     assert "\n" not in str(error.value)
 
 
-def test_sources_and_seeds_are_compared(cache, trained_autoencoder, make_ldm_config):
+def test_sources_and_seeds_are_compared(job):
     """Mistake: a seed that draws nothing refused; other records taken; a conditioner of images given none."""
-    job = launch.prepare(make_ldm_config(trained_autoencoder, seed=5, **{"data.cache": str(cache), "data.variants": 4}))
     assert isinstance(job.source, Cached) and job.fingerprint["source"] == job.source.source.fingerprint()
     sources = job.held_out.source, job.source.source
     with pytest.raises(UserError, match="other training data .*; other held-out data"):
         cached_data.in_place(job.config, sources, job.first, job.experiment, {})
-    drawn = make_ldm_config(trained_autoencoder, seed=5, **{"data.transforms": ({"name": "flip"},), "data.variants": 4})
+    drawn = job.config | {"data": job.config["data"] | {"transforms": FLIP}}
     assert [cached_data.made_of(config, sources, job.first)["seed"] for config in (drawn, job.config)] == [5, None]
     reads = type("Reads", (), {"conditioner": Inpainting()})
     with pytest.raises(UserError, match="holds no images, and config.conditioner reads them: encode again with --images"):
