@@ -88,9 +88,9 @@ def test_a_cache_of_something_else_is_refused(job, what):
     """Mistake: training on the latents of another encoder or of other crops, without a word."""
     changes, first, told = OTHERS[what]
     config = job.config | {"data": job.config["data"] | {"variants": 0} | changes}
+    sources, first = (job.source.source, job.held_out.source), None if first is None else dataclasses.replace(job.first, **first)
     with pytest.raises(UserError, match=told) as error:
-        cached_data.in_place(config, (job.source.source, job.held_out.source), None if first is None else dataclasses.replace(job.first, **first),
-                             job.experiment, {})
+        cached_data.in_place(config, sources, first, job.experiment, {})
     assert "\n" not in str(error.value)
 
 
