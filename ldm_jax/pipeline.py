@@ -123,8 +123,8 @@ class Model:
           progress: called with the number of images done after each batch.
           rounding: "round", or "truncate" as the LDM scripts do.
           **asked: sampler, grid, steps, guidance, threshold (see `sampling`), and what `Asked` lists: negative, guide,
-            guide_condition, init, strength, mask, noise, every, callback, size, tile, decode_batch, refiner, refiner_condition,
-            handover.
+            guide_condition, init, strength, mask, noise, every, callback, size, tile, decode_batch, window, refiner,
+            refiner_condition, handover.
 
         Raises:
           UserError: an unknown name, a number out of range, conditions that are not N.
