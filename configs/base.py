@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 def base() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of initial parameters, data order and all random draws
-    config.data = dict(source=dict(name="digits"), transforms=(), resolution=32, batch=64)
+    config.data = dict(source=dict(name="digits"), transforms=(), fields=dict(), resolution=32, batch=64)
     config.optimizer = dict(name="adamw", b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.01, decay="kernels")
     config.learning_rate = dict(name="cosine", peak=1e-3, warmup=50, steps=1000, end=0.0)  # warmup and steps count updates of the optimizer
     config.clip_norm = 1.0  # 0: off

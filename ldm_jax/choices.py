@@ -12,6 +12,7 @@ from ldm_jax.core.choose import choose, fill, fits
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import check_seed
 from ldm_jax.data.batches import in_order
+from ldm_jax.data.fields import FIELDS
 from ldm_jax.data.sources import SOURCES
 from ldm_jax.data.transforms import TRANSFORMS
 from ldm_jax.diffusion.continuous import SCHEDULES
@@ -37,7 +38,7 @@ from ldm_jax.train.steps import Descent
 
 NETWORKS = {"unet": UNet}
 LATER = {"log_variance": {"name": "none"}, "offset_noise": 0.0, "sampling": {"threshold": {"name": "none"}},
-         "lora": {"rank": 0, "alpha": 1.0, "targets": "attention"}}
+         "lora": {"rank": 0, "alpha": 1.0, "targets": "attention"}, "data": {"fields": {}}}
 """What models had whose config was saved before there was a choice."""
 
 
@@ -108,11 +109,36 @@ def descent_of(config) -> Descent:
     return Descent(finished(optimizer, config["clip_norm"], config["accumulate"]), rate, average)
 
 
-def check_image(config: Mapping, source) -> None:
+def check_image(config: Mapping, source, fields: Mapping | None = None) -> None:
     """Reads one image as training will, so that a size that does not fit is told before anything is compiled or written."""
     side = config["data"]["resolution"]
-    for _ in in_order(source, transforms(config), batch=1, count=1, resolution=side, threads=0):
+    for _ in in_order(source, transforms(config), batch=1, count=1, resolution=side, fields=fields, threads=0):
         pass
+
+
+def fields_of(config: Mapping, conditioner, factor: int) -> dict:
+    """{section: maker} of config.data.fields, for a conditioner that reads what they make.
+
+    Args:
+      factor: image pixels a latent, on a side.
+
+    Raises:
+      UserError: an unknown maker, a field that two of them make, one that the conditioner reads and no batch has.
+    """
+    sections = config["data"].get("fields", LATER["data"]["fields"])
+    if not isinstance(sections, Mapping):
+        raise UserError(f"config.data.fields={sections!r}: expected sections by field, as dict(map=dict(name='segmentation'))")
+    specs = {name: spec for part in getattr(conditioner, "parts", (conditioner,)) for name, spec in getattr(part, "specs", {}).items()}
+    made = {}
+    for name, section in sections.items():
+        given = {"spec": specs[name]} if name in specs else {}
+        made[name] = choose(FIELDS, section, f"config.data.fields.{name}", factor=factor, resolution=config["data"]["resolution"], **given)
+        if name not in made[name].gives:
+            raise UserError(f"config.data.fields.{name}: '{section['name']}' makes {', '.join(made[name].gives)}; name the section so")
+    given = [name for maker in made.values() for name in maker.gives]
+    if len(set(given)) != len(given):
+        raise UserError(f"config.data.fields: made twice: {', '.join(sorted({name for name in given if given.count(name) > 1}))}")
+    return made
 
 
 def check_data(config, problems: Problems) -> None:
@@ -178,12 +204,14 @@ def adapts(config) -> bool:
     return isinstance(section, Mapping) and bool(section.get("rank"))
 
 
-def check_fields(conditioner, facts: Facts) -> None:
-    """Raises UserError if the conditioner reads what no training batch of this data has."""
-    given = ("image", "label") if facts.classes else ("image",)
+def check_fields(conditioner, facts: Facts, fields: Mapping) -> None:
+    """Raises UserError if the conditioner reads what no training batch of this data has; fields: as of `fields_of`."""
+    given = ("image", *("label",) * bool(facts.classes), *(name for maker in fields.values() for name in maker.gives))
     missing = [name for name in conditioner.fields if name not in given]
     if missing:
-        raise UserError(f"it reads {', '.join(missing)}, and batches of this data have {', '.join(given)} only")
+        raise UserError(f"it reads {', '.join(missing)}, and batches of this data have {', '.join(given)} only: say in config.data.fields "
+                        f"how to make {'it' if len(missing) == 1 else 'them'}, as dict({missing[0]}=dict(name=...)), of "
+                        + ", ".join(FIELDS))
 
 
 def check_network(network, conditioner, side: int) -> None:

@@ -48,11 +48,13 @@ class Prepared:
     first: LoadedFirstStage | None
     perceptual: Any
     base: Base | None = None
+    fields: Mapping = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def fingerprint(self) -> dict:
         """All that fixes what is trained on, as it was when the run was opened."""
-        given = fingerprint(self.source, seed=self.experiment.seed, batch=self.experiment.batch, transforms=self.transforms)
+        given = fingerprint(self.source, seed=self.experiment.seed, batch=self.experiment.batch, transforms=self.transforms,
+                            fields=self.fields)
         digest = content_digest(self.perceptual) if self.perceptual else None
         return given | {"held_out": self.held_out.fingerprint(), "perceptual": digest}
 
@@ -89,12 +91,15 @@ def prepare(config: Mapping, fresh: bool = True) -> Prepared:
         with problems.noted("config.loss.perceptual_weights"):
             perceptual = load_lpips(config["loss"]["perceptual_weights"])
     facts = choices.facts_of(config, source) if source is not None else choices.Facts(3, config["data"]["resolution"], 2)
-    experiment = None
+    experiment, fields = None, {}
     with problems.noted():
         experiment = ex.build(config, facts, first and first.stage)
     if experiment is not None and experiment.task == "diffusion":
         with problems.noted("config.conditioner"):
-            choices.check_fields(experiment.conditioner, facts)
+            fields = choices.fields_of(config, experiment.conditioner, experiment.autoencoder.factor)
+            choices.check_fields(experiment.conditioner, facts, fields)
+            for part in (source, held_out) if fields and source is not None else ():
+                choices.check_image(config, part, fields)
         with problems.noted("config.sampling"):  # again, for what only the network can tell
             sampling.way_of(sampling.parts_of(experiment), experiment.sampling)
     problems.check()
@@ -102,7 +107,7 @@ def prepare(config: Mapping, fresh: bool = True) -> Prepared:
         with problems.noted("config.init_from"):
             base = load_base(donor, experiment, first, mesh)
         problems.check()
-    return Prepared(config, experiment, mesh, source, held_out, choices.transforms(config), first, perceptual, base)
+    return Prepared(config, experiment, mesh, source, held_out, choices.transforms(config), first, perceptual, base, fields)
 
 
 def stage_of(job: Prepared):
@@ -182,7 +187,7 @@ def loop_job(job: Prepared, report: Report, saver: "Saver", key, first: int) -> 
     config, experiment = job.config, job.experiment
     rows = sharding.local_rows(job.mesh, experiment.batch)
     options = {"batch": experiment.batch, "rows": rows, "resolution": config["data"]["resolution"],
-               "threads": config["run"]["reader_threads"]}
+               "fields": job.fields, "threads": config["run"]["reader_threads"]}
     batches = stream(job.source, job.transforms, seed=experiment.seed, start=first, **options)
 
     def held_out():
@@ -200,7 +205,8 @@ def preview_batch(job: Prepared) -> dict | None:
         return None
     size = -(-wanted // ways) * ways
     rows = sharding.local_rows(job.mesh, size)
-    batch = next(in_order(job.held_out, job.transforms, batch=size, rows=rows, resolution=job.config["data"]["resolution"]))
+    batch = next(in_order(job.held_out, job.transforms, batch=size, rows=rows, resolution=job.config["data"]["resolution"],
+                          fields=job.fields))
     return sharding.place(batch, job.mesh)
 
 

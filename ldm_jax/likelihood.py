@@ -87,11 +87,12 @@ def likelihood(model: Model, request: Likely, progress=None) -> dict:
     config = from_json(model.manifest.config)
     source = choices.open_source(config, "test")
     parts, settings = _parts(model, request, config, len(source))
+    fields = choices.fields_of(config, model.experiment.conditioner, model.experiment.autoencoder.factor)
     done, result = 0, {}
     for part in parts:
         batch = model.round_up(min(request.batch_size, part.images))
         read = in_order(source, choices.transforms(config), batch=batch, count=part.images, rows=local_rows(model.mesh, batch),
-                        resolution=config["data"]["resolution"])
+                        resolution=config["data"]["resolution"], fields=fields)
         batches = _told(_placed(read, model), done, batch, part.images, progress)
         found = EVALS["likelihood"](lambda b, part=part: {name: fetch(x) for name, x in part.nats(b).items()}, batches, part.dimensions)
         done += found.pop("images")

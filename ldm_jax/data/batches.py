@@ -6,16 +6,17 @@ random transform of it, depends on (seed, g) and on nothing else, so that neithe
 entered change a pixel.
 """
 
+import copy
 import dataclasses
 import json
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from ldm_jax.core.errors import UserError
-from ldm_jax.data.transforms import describe, to_float
+from ldm_jax.data.transforms import Window, describe, to_float
 
 SEED_LIMIT = 2**32 - 1
 ENDLESS = 2**62  # rows
@@ -25,23 +26,45 @@ ORDER = "grain-shuffle-1"  # raise it when the order of records for a seed chang
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Reads one record: source, transforms, checks, [-1, 1]."""
+    """Reads one record: source, transforms, checks, [-1, 1], and what the makers of fields (fields.py) tell of it."""
 
     source: Sequence[dict]
     transforms: tuple
     seed: int | None
     side: tuple[int, int]
+    fields: Mapping
 
     def __call__(self, position: int, record: int) -> dict[str, np.ndarray]:
-        fields = self.source[record]
+        found = self.source[record]
         try:
-            image = self._transformed(np.asarray(fields["image"]), position)
+            image = self._transformed(np.asarray(found["image"]), position)
             row = {"image": to_float(image), "index": np.int64(position), "record": np.int64(record)}
             if self.source.classes:
-                row["label"] = self._label(fields.get("label"))
+                row["label"] = self._label(found.get("label"))
+            if self.fields:
+                shown = self._shown(found, position) | {"image": image, "index": position, "record": record}
+                for name, maker in self.fields.items():
+                    row |= maker(shown, self._generator_of(name, position, record))
         except UserError as error:
-            raise UserError(f"{self.source.name} record {record} {fields.get('file', '')}".rstrip() + f": {error}") from None
+            raise UserError(f"{self.source.name} record {record} {found.get('file', '')}".rstrip() + f": {error}") from None
         return row
+
+    def _shown(self, found: Mapping, position: int) -> dict:
+        """What lies on the image, where the transforms leave it: see fields.py."""
+        generators = [self._generator(transform, place, position) for place, transform in enumerate(self.transforms)]
+        height, width = found["image"].shape[:2]
+        shown = dict(found) | {"size": (width, height), "window": window_of(self.transforms, generators, found["image"])}
+        if "segmentation" in found:
+            for place, transform in enumerate(self.transforms):
+                shown["segmentation"] = transform.of_map(shown["segmentation"], self._generator(transform, place, position))
+        if "boxes" in found and shown["window"][4]:
+            shown["boxes"] = np.asarray([1, 0, 1, 0], np.float32) + np.asarray([-1, 1, -1, 1], np.float32) * found["boxes"][:, [2, 1, 0, 3]]
+        return shown
+
+    def _generator_of(self, name: str, position: int, record: int):
+        """Of (seed, name, position) in training; in evaluation of (name, record), so that a record has one of each there."""
+        words = [_word("evaluation"), _word(name), record] if self.seed is None else [self.seed, _word(f"field {name}"), position]
+        return np.random.default_rng(np.random.SeedSequence(words))
 
     def _transformed(self, image: np.ndarray, position: int) -> np.ndarray:
         channels = self.source.channels
@@ -69,7 +92,8 @@ class _Reader:
 
 
 def stream(source, transforms: tuple = (), *, seed: int, batch: int, start: int = 0, rows: tuple[int, int] | None = None,
-           resolution: int | None = None, threads: int = 4, prefetch: int = 2) -> Iterator[dict[str, np.ndarray]]:
+           resolution: int | None = None, fields: Mapping | None = None, threads: int = 4,
+           prefetch: int = 2) -> Iterator[dict[str, np.ndarray]]:
     """Endless training batches from global batch `start` on.
 
     Args:
@@ -80,12 +104,13 @@ def stream(source, transforms: tuple = (), *, seed: int, batch: int, start: int 
       start: k of the first batch.
       rows: (lo, hi), this process's contiguous rows of every global batch; None is all of them.
       resolution: side that images must have after the transforms; None asks for the size that record 0 comes out with.
+      fields: {field: maker}, what batches have beside image and label, see fields.py.
       threads: reader threads (0 reads when asked); prefetch: batches to read ahead.
 
     Returns:
       An iterator of {"image" float32 [b, H, W, C] in [-1, 1], "label" int32 [b] where the source has classes, "index"
-      int64 [b] = k * batch + row, "record" int64 [b] = place in the source}, b = hi - lo. Every record comes once an
-      epoch, epochs follow one another inside a batch, and each is shuffled anew. Captions and boxes are not batched here.
+      int64 [b] = k * batch + row, "record" int64 [b] = place in the source} and the fields [b, ...], b = hi - lo. Every record comes
+      once an epoch, epochs follow one another inside a batch, and each is shuffled anew.
 
     Raises:
       UserError: at the call, for arguments; at the batch, for a bad record, which it names.
@@ -93,7 +118,7 @@ def stream(source, transforms: tuple = (), *, seed: int, batch: int, start: int 
     import grain
 
     lo, hi = _check(source, seed, batch, rows, start, threads, prefetch)
-    reader = _Reader(source, tuple(transforms), seed, _side(source, transforms, resolution))
+    reader = _Reader(source, tuple(transforms), seed, _side(source, transforms, resolution), fields or {})
     # Grain shuffles epoch e by seed + e; mixed first, so that seed 1 does not begin with the second epoch of seed 0.
     mixed = int(np.random.SeedSequence([seed, _word("order")]).generate_state(1)[0])
     order = grain.MapDataset.range(len(source)).shuffle(seed=mixed).repeat()
@@ -107,7 +132,8 @@ def stream(source, transforms: tuple = (), *, seed: int, batch: int, start: int 
 
 
 def in_order(source, transforms: tuple = (), *, batch: int, count: int | None = None, rows: tuple[int, int] | None = None,
-             resolution: int | None = None, threads: int = 4, prefetch: int = 2) -> Iterator[dict[str, np.ndarray]]:
+             resolution: int | None = None, fields: Mapping | None = None, threads: int = 4,
+             prefetch: int = 2) -> Iterator[dict[str, np.ndarray]]:
     """One deterministic pass over the first `count` records (all, if None), transforms in their deterministic form.
 
     Batches are as `stream` gives them, and "weight" float32 [b] is 1 for a record, 0 for the repetitions of the last
@@ -120,7 +146,7 @@ def in_order(source, transforms: tuple = (), *, batch: int, count: int | None = 
     count = len(source) if count is None else count
     if not 1 <= count <= len(source):
         raise UserError(f"count={count}: {source.name} has {len(source)} records; expected 1 to {len(source)}")
-    reader = _Reader(source, tuple(transforms), None, _side(source, transforms, resolution))
+    reader = _Reader(source, tuple(transforms), None, _side(source, transforms, resolution), fields or {})
     width, batches = hi - lo, -(-count // batch)
 
     def read(j: int) -> dict[str, np.ndarray]:
@@ -143,10 +169,26 @@ def _read_ahead(read, width: int, first: int, last: int, threads: int, prefetch:
     return iter(whole)
 
 
-def fingerprint(source, *, seed: int, batch: int, transforms: tuple = ()) -> dict:
+def window_of(transforms: tuple, generators: Sequence, image: np.ndarray) -> Window:
+    """What all transforms together show of an image [H, W, C], with the generators that they are called with."""
+    left, top, right, bottom, mirrored = 0.0, 0.0, 1.0, 1.0, False
+    for transform, state in zip(transforms, generators):
+        draw = copy.deepcopy(state)
+        *shown, mirrors = transform.window(image.shape[0], image.shape[1], draw)
+        image = transform(image, state)
+        if mirrors:
+            left, right, mirrored = 1 - right, 1 - left, not mirrored
+        wide, high = right - left, bottom - top
+        left, top, right, bottom = left + shown[0] * wide, top + shown[1] * high, left + shown[2] * wide, top + shown[3] * high
+    return left, top, right, bottom, mirrored
+
+
+def fingerprint(source, *, seed: int, batch: int, transforms: tuple = (), fields: Mapping | None = None) -> dict:
     """All that fixes the stream, JSON-able. Two equal ones give the same batch k."""
     found = {"source": source.fingerprint(), "seed": seed, "batch": batch, "transforms": [describe(t) for t in transforms],
              "order": ORDER}
+    if fields:
+        found["fields"] = {name: maker.describe() for name, maker in fields.items()}
     return json.loads(json.dumps(found))
 
 

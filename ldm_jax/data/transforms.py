@@ -1,10 +1,12 @@
 """What happens to an image between its source and a batch: uint8 [H, W, C] in, uint8 [H', W', C] out, numpy and Pillow.
 
 A transform is called with a random generator of its own, or with None for its deterministic form (evaluation). Its
-`version` goes into the data fingerprint: raise it whenever the same input gives other pixels.
+`version` goes into the data fingerprint: raise it whenever the same input gives other pixels. What lies on the image goes
+with it, by generators of the same state: `of_map(map, rng)`, uint8 [H, W] of classes, never mixed; and `window(height, width,
+rng)`, what is shown of the image that it is given: (left, top, right, bottom, mirrored), in shares of it, after the mirror.
 
 Resizing is Pillow's, on uint8 (two passes, each rounded to 8 bits, no gamma). The filter is named, and its support grows
-with the reduction: reducing is always antialiased (for every filter here), enlarging interpolates.
+with the reduction: reducing is antialiased (for every filter here but nearest), enlarging interpolates.
 """
 
 import dataclasses
@@ -17,8 +19,9 @@ from PIL import Image
 from ldm_jax.core.errors import UserError
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS,
-           "bilinear": Image.Resampling.BILINEAR, "box": Image.Resampling.BOX}
-Filter = Literal["bicubic", "lanczos", "bilinear", "box"]
+           "bilinear": Image.Resampling.BILINEAR, "box": Image.Resampling.BOX, "nearest": Image.Resampling.NEAREST}
+Filter = Literal["bicubic", "lanczos", "bilinear", "box", "nearest"]
+Window = tuple[float, float, float, float, bool]
 PIXEL_LIMIT = 89_478_485  # Pillow's MAX_IMAGE_PIXELS: 256 MiB of RGB; also the limit of what is read from files
 
 
@@ -43,7 +46,19 @@ class CropResize:
         _check_word("filter", self.filter, FILTERS)
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-        height, width = image.shape[:2]
+        size, top, left = self._cut(image.shape[0], image.shape[1], rng)
+        return resize(image, *size, self.filter)[top:top + self.resolution, left:left + self.resolution]
+
+    def of_map(self, classes: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        return dataclasses.replace(self, filter="nearest")(classes[..., None], rng)[..., 0]
+
+    def window(self, height: int, width: int, rng: np.random.Generator | None) -> Window:
+        (high, wide), top, left = self._cut(height, width, rng)
+        side = self.resolution
+        return left / wide, top / high, (left + side) / wide, (top + side) / high, False
+
+    def _cut(self, height: int, width: int, rng) -> tuple[list[int], int, int]:
+        """([height, width] to resize to, top, left)."""
         shorter, side = min(height, width), self.resolution
         if shorter < side and not self.enlarge:
             raise UserError(f"the image is {width}x{height}, smaller than resolution {side}: choose a smaller resolution, "
@@ -51,12 +66,9 @@ class CropResize:
         size = [max(side, round(n * side / shorter)) for n in (height, width)]
         if size[0] * size[1] > PIXEL_LIMIT:
             raise UserError(f"the image is {width}x{height}: enlarging its shorter side to {side} gives more than {PIXEL_LIMIT} pixels")
-        resized = resize(image, size[0], size[1], self.filter)
         if rng is None or self.crop == "centre":
-            top, left = (size[0] - side) // 2, (size[1] - side) // 2
-        else:
-            top, left = (int(rng.random() * (n - side + 1)) for n in size)
-        return resized[top:top + side, left:left + side]
+            return size, (size[0] - side) // 2, (size[1] - side) // 2
+        return size, *(int(rng.random() * (n - side + 1)) for n in size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +100,13 @@ class RandomResizedCrop:
                             f"{self.resolution}: raise smallest, choose a smaller resolution, or write enlarge=True in random_resized_crop")
         return resize(image[top:top + high, left:left + wide], self.resolution, self.resolution, self.filter)
 
+    def of_map(self, classes: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        return dataclasses.replace(self, filter="nearest")(classes[..., None], rng)[..., 0]
+
+    def window(self, height: int, width: int, rng: np.random.Generator | None) -> Window:
+        top, left, high, wide = self._box(height, width, rng)
+        return left / width, top / height, (left + wide) / width, (top + high) / height, False
+
     def _box(self, height: int, width: int, rng) -> tuple[int, int, int, int]:
         for _ in range(10 if rng is not None else 0):
             area = height * width * (self.smallest + (1 - self.smallest) * rng.random())
@@ -113,7 +132,16 @@ class Flip:
             raise UserError(f"probability={self.probability}: expected a number from 0 to 1")
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-        return image[:, ::-1] if rng is not None and rng.random() < self.probability else image
+        return image[:, ::-1] if self._mirrors(rng) else image
+
+    def of_map(self, classes: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        return self(classes, rng)
+
+    def window(self, height: int, width: int, rng: np.random.Generator | None) -> Window:
+        return 0.0, 0.0, 1.0, 1.0, self._mirrors(rng)
+
+    def _mirrors(self, rng) -> bool:
+        return rng is not None and rng.random() < self.probability
 
 
 def resize(image: np.ndarray, height: int, width: int, filter: Filter) -> np.ndarray:

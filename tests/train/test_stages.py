@@ -155,7 +155,7 @@ def test_a_stage_with_several_conditions(told):
     after, metrics = jax.eval_shape(stage.step, state, frozen, batch, KEY)
     assert jax.tree.structure(after) == jax.tree.structure(state) and metrics["loss"].shape == ()
     with pytest.raises(UserError, match="it reads tokens, mask, map, and batches .* have image, label only"):
-        choices.check_fields(experiment.conditioner, FACTS)
+        choices.check_fields(experiment.conditioner, FACTS, {})
 
 
 @pytest.mark.slow
