@@ -52,6 +52,7 @@ def ldm() -> ConfigDict:
                           levels=(dict(width=64, blocks=2, attention="none", heads=1, depth=1, down="conv"),
                                   dict(width=128, blocks=2, attention="plain", heads=4, depth=1, down="none")))
     config.conditioner = dict(name="class", width=64, drop=0.1, into="vector")
+    config.text_encoders = ""  # a folder of transformers with each text encoder, by commas, to take their first parameters from
     config.schedule = dict(name="scaled_linear", start=0.0015, end=0.0195, steps=1000)
     config.prediction = dict(name="v")
     config.time_input = dict(name="index")

@@ -56,7 +56,7 @@ class Adapted(Opened):
     """A step of a LoRA's run: its parameters are the base's with the LoRA in them, and its manifest is that of such a model."""
 
     def __init__(self, opened: Opened, lora):
-        self.found, self.store, self.lora, self.told = opened.found, opened.store, lora, ()
+        self.found, self.store, self.lora, self.told, self.own = opened.found, opened.store, lora, (), opened.tokenizers
         config = opened.manifest.config | {"lora": choices.LATER["lora"], "init_from": ""}
         self.record = self.store.record(self.found.step, RECORD)
         self.manifest = dataclasses.replace(opened.manifest, config=config, parameter_count=self.record["parameters"])
@@ -73,7 +73,7 @@ class Adapted(Opened):
 
     @property
     def tokenizers(self) -> tuple:
-        return self.base.tokenizers
+        return self.own or self.base.tokenizers
 
     def _same(self, params) -> None:
         digest = content_digest(jax.device_get(params))

@@ -6,15 +6,11 @@ from typing import Literal
 
 import numpy as np
 
-from ldm_jax import sampling
+from ldm_jax import data_choices, sampling
 from ldm_jax.config_tree import Problems
 from ldm_jax.core.choose import choose, fill, fits
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import check_seed
-from ldm_jax.data.batches import in_order
-from ldm_jax.data.fields import FIELDS
-from ldm_jax.data.sources import SOURCES
-from ldm_jax.data.transforms import TRANSFORMS
 from ldm_jax.diffusion.continuous import SCHEDULES
 from ldm_jax.diffusion.log_variance import LOG_VARIANCES
 from ldm_jax.diffusion.loss import LOSSES
@@ -38,7 +34,7 @@ from ldm_jax.train.steps import Descent
 
 NETWORKS = {"unet": UNet}
 LATER = {"log_variance": {"name": "none"}, "offset_noise": 0.0, "sampling": {"threshold": {"name": "none"}},
-         "lora": {"rank": 0, "alpha": 1.0, "targets": "attention"}, "data": {"fields": {}}}
+         "lora": {"rank": 0, "alpha": 1.0, "targets": "attention"}, "text_encoders": ""}
 """What models had whose config was saved before there was a choice."""
 
 
@@ -49,19 +45,6 @@ class Facts:
     channels: int
     resolution: int
     classes: int
-
-
-def open_source(config: Mapping, split: str):
-    """The source of a split, chosen from config.data.source."""
-    if config["data"]["source"] == {"name": "images", "folder": ""}:
-        raise UserError("config.data.source.folder is empty: name a folder of images, as --config.data.source.folder=photos (a published "
-                        "model came without its data, and is not measured on it)")
-    return choose(SOURCES, config["data"]["source"], "config.data.source", split=split)
-
-
-def transforms(config: Mapping) -> tuple:
-    return tuple(choose(TRANSFORMS, section, f"config.data.transforms[{i}]", resolution=config["data"]["resolution"])
-                 for i, section in enumerate(config["data"]["transforms"]))
 
 
 def facts_of(config: Mapping, source) -> Facts:
@@ -109,42 +92,10 @@ def descent_of(config) -> Descent:
     return Descent(finished(optimizer, config["clip_norm"], config["accumulate"]), rate, average)
 
 
-def check_image(config: Mapping, source, fields: Mapping | None = None) -> None:
-    """Reads one image as training will, so that a size that does not fit is told before anything is compiled or written."""
-    side = config["data"]["resolution"]
-    for _ in in_order(source, transforms(config), batch=1, count=1, resolution=side, fields=fields, threads=0):
-        pass
-
-
-def fields_of(config: Mapping, conditioner, factor: int) -> dict:
-    """{section: maker} of config.data.fields, for a conditioner that reads what they make.
-
-    Args:
-      factor: image pixels a latent, on a side.
-
-    Raises:
-      UserError: an unknown maker, a field that two of them make, one that the conditioner reads and no batch has.
-    """
-    sections = config["data"].get("fields", LATER["data"]["fields"])
-    if not isinstance(sections, Mapping):
-        raise UserError(f"config.data.fields={sections!r}: expected sections by field, as dict(map=dict(name='segmentation'))")
-    specs = {name: spec for part in getattr(conditioner, "parts", (conditioner,)) for name, spec in getattr(part, "specs", {}).items()}
-    made = {}
-    for name, section in sections.items():
-        given = {"spec": specs[name]} if name in specs else {}
-        made[name] = choose(FIELDS, section, f"config.data.fields.{name}", factor=factor, resolution=config["data"]["resolution"], **given)
-        if name not in made[name].gives:
-            raise UserError(f"config.data.fields.{name}: '{section['name']}' makes {', '.join(made[name].gives)}; name the section so")
-    given = [name for maker in made.values() for name in maker.gives]
-    if len(set(given)) != len(given):
-        raise UserError(f"config.data.fields: made twice: {', '.join(sorted({name for name in given if given.count(name) > 1}))}")
-    return made
-
-
 def check_data(config, problems: Problems) -> None:
     """The sections that are built again when the data is opened, so that their errors are told with the others."""
     with problems.noted():
-        transforms(config)
+        data_choices.transforms(config)
     if "latent_units" in config:
         with problems.noted():
             whole(config["latent_units"]["images"], "config.latent_units.images", 1)
@@ -202,16 +153,6 @@ def adapts(config) -> bool:
     """Whether a config asks for a LoRA, be its section right or wrong."""
     section = config.get("lora")
     return isinstance(section, Mapping) and bool(section.get("rank"))
-
-
-def check_fields(conditioner, facts: Facts, fields: Mapping) -> None:
-    """Raises UserError if the conditioner reads what no training batch of this data has; fields: as of `fields_of`."""
-    given = ("image", *("label",) * bool(facts.classes), *(name for maker in fields.values() for name in maker.gives))
-    missing = [name for name in conditioner.fields if name not in given]
-    if missing:
-        raise UserError(f"it reads {', '.join(missing)}, and batches of this data have {', '.join(given)} only: say in config.data.fields "
-                        f"how to make {'it' if len(missing) == 1 else 'them'}, as dict({missing[0]}=dict(name=...)), of "
-                        + ", ".join(FIELDS))
 
 
 def check_network(network, conditioner, side: int) -> None:

@@ -16,6 +16,7 @@ from ldm_jax.core.choose import takes
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key
 from ldm_jax.core.trees import paths
+from ldm_jax.data.batches import in_order
 from ldm_jax.diffusion.methods import METHODS
 from ldm_jax.diffusion.samplers import ABOUT, SAMPLERS
 from ldm_jax.diffusion.schedule import scaled_linear
@@ -83,6 +84,10 @@ def _batch(job: launch.Prepared) -> dict:
     shapes = {"image": ((number, facts.resolution, facts.resolution, facts.channels), np.float32)}
     if facts.classes:
         shapes["label"] = ((number,), np.int32)
+    if job.fields:
+        row = next(in_order(job.source, job.transforms, batch=1, count=1, resolution=facts.resolution, fields=job.fields, threads=0))
+        made = {name for maker in job.fields.values() for name in maker.gives}
+        shapes |= {name: ((number, *row[name].shape[1:]), row[name].dtype) for name in made}
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=place) for name, (shape, dtype) in shapes.items()}
 
 
@@ -121,7 +126,7 @@ def page(path, reading: Reading = ITSELF) -> str:
         lines.append(f"trained on {progress['images']:,} images of {data['name']} ({data['records']:,} records) in {spent}")
         lines.append(f"saved steps: {', '.join(map(str, opened.store.steps()))}")
     lines += [f"not read: {told}" for told in opened.told[:10]] + ["..."] * (len(opened.told) > 10)
-    lines += [f"tokenizer: {folder}" for folder in opened.tokenizers]
+    lines += [f"tokenizer: {getattr(folder, 'kind', folder)}" for folder in opened.tokenizers]
     lines.append("versions: " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
     lines += ["", "config"] + [f"  {key} = {value}" for key, value in sorted(flat(manifest.config).items())]
     lines += ["", "parameters"] + _parameters(opened.shapes())

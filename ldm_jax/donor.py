@@ -56,7 +56,11 @@ def initialised_from(source: str, opened: Opened, state: State, mesh: Mesh) -> S
         raise UserError(f"config.init_from={source}: {len(wrong)} of its parameters do not fit: {'; '.join(wrong[:5])}")
     new = sorted(wanted.keys() - given.keys())
     say(f"parameters from {source}: {len(given)} arrays" + (f"; new: {', '.join(new)}" if new else "; none new"))
+    return with_arrays(given, state)
 
+
+def with_arrays(given: Mapping, state: State) -> State:
+    """The state with {path: array} in the place of these parameters, and of their average."""
     def placed(path, leaf):
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda i: np.asarray(given[path])[i]) if path in given else leaf
 

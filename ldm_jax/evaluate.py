@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from ldm_jax import choices, likelihood
+from ldm_jax import data_choices, likelihood
 from ldm_jax.asked import prepare, told_to_guide
 from ldm_jax.checkpoint.digests import write_atomically
 from ldm_jax.config_tree import from_json
@@ -52,7 +52,7 @@ def total(model: Model, request: Request | Likely) -> int:
     if isinstance(request, Likely):
         return likelihood.total(model, request)
     if model.experiment.task == "classifier":
-        return TIME_BINS * len(choices.open_source(from_json(model.manifest.config), "test"))
+        return TIME_BINS * len(data_choices.open_source(from_json(model.manifest.config), "test"))
     return request.number
 
 
@@ -90,7 +90,7 @@ def parse_scales(text: str, guide: str = "", guidance: str = "") -> tuple[float,
 
 def reconstruction(model: Model, config: Mapping) -> dict:
     """PSNR, SSIM, L1, and KL or codebook use, on the whole test split, without a posterior draw."""
-    source, autoencoder = choices.open_source(config, "test"), model.experiment.autoencoder
+    source, autoencoder = data_choices.open_source(config, "test"), model.experiment.autoencoder
     apply = jax.jit(lambda params, image: autoencoder.apply({"params": params}, image, None, method="reconstruct"))
 
     def reconstruct(batch):
@@ -100,7 +100,7 @@ def reconstruction(model: Model, config: Mapping) -> dict:
 
     batch = model.round_up(min(model.experiment.batch, len(source)))
     options = {"batch": batch, "rows": local_rows(model.mesh, batch), "resolution": config["data"]["resolution"]}
-    batches = (_everyone(b, model.mesh) for b in in_order(source, choices.transforms(config), **options))
+    batches = (_everyone(b, model.mesh) for b in in_order(source, data_choices.transforms(config), **options))
     codes = getattr(autoencoder.bottleneck, "codes", 0)
     result = EVALS["reconstruction"](reconstruct, batches, dimensions=int(np.prod(model.experiment.latent_shape)), codes=codes)
     return result | {"settings": {"split": "test of " + source.name, "step": model.manifest.step, "factor": autoencoder.factor,
@@ -109,13 +109,13 @@ def reconstruction(model: Model, config: Mapping) -> dict:
 
 def classification(model: Model, config: Mapping, progress=None) -> dict:
     """Accuracy and cross-entropy on the whole test split, every record once in each time bin; bin 0 has the cleanest tenth of times."""
-    source, stage = choices.open_source(config, "test"), model.experiment.stage()
+    source, stage = data_choices.open_source(config, "test"), model.experiment.stage()
     batch = model.round_up(min(model.experiment.batch, len(source)))
     options = {"batch": batch, "rows": local_rows(model.mesh, batch), "resolution": config["data"]["resolution"]}
 
     def batches():
         for i in range(TIME_BINS):
-            for rows in in_order(source, choices.transforms(config), **options):
+            for rows in in_order(source, data_choices.transforms(config), **options):
                 yield place(dict(rows) | {"index": rows["index"] * TIME_BINS + i}, model.mesh)
             if progress:
                 progress((i + 1) * len(source))
@@ -135,7 +135,7 @@ def _everyone(batch: Mapping, mesh) -> dict:
 
 def digits(model: Model, config: Mapping, request: Request, progress=None) -> dict:
     """One set of samples against the real digits: as many of each class, or, of a model without labels, told nothing."""
-    train, held_out = choices.open_source(config, "train"), choices.open_source(config, "test")
+    train, held_out = data_choices.open_source(config, "train"), data_choices.open_source(config, "test")
     known = "label" in model.experiment.conditioner.fields
     labels = np.arange(request.number) % train.classes if known else None
     images = model.sample(model.condition(labels), seeds=request.seeds, batch_size=request.batch_size, progress=progress,
@@ -163,7 +163,7 @@ def sweep(model: Model, request: Request, scales: Sequence[float], guide: Model 
     check_digits(config)
     if guide is None and not model.experiment.conditioner.fields:
         raise UserError("--scales: this model has no classes to be asked for; name a classifier of its latents by --guide")
-    train, held_out = choices.open_source(config, "train"), choices.open_source(config, "test")
+    train, held_out = data_choices.open_source(config, "train"), data_choices.open_source(config, "test")
     labels, done = [i % train.classes for i in range(request.number)], iter(range(len(scales)))
     condition = model.condition(labels if model.experiment.conditioner.fields else None)
 

@@ -146,8 +146,8 @@ def build(config: Mapping, facts: choices.Facts, first: FirstStage | None = None
 SECTIONS = {
     "autoencoder": ("task", "seed", "data", "model", "loss", "critic", "revival", "latent_units", "optimizer", "learning_rate",
                     "clip_norm", "accumulate", "ema", "init_from", "run"),
-    "diffusion": ("task", "seed", "data", "first_stage", "network", "conditioner", "schedule", "prediction", "time_input", "times",
-                  "weight", "loss", "log_variance", "offset_noise", "lora", "sampling", "optimizer", "learning_rate", "clip_norm",
+    "diffusion": ("task", "seed", "data", "first_stage", "network", "conditioner", "text_encoders", "schedule", "prediction", "time_input",
+                  "times", "weight", "loss", "log_variance", "offset_noise", "lora", "sampling", "optimizer", "learning_rate", "clip_norm",
                   "accumulate", "ema", "init_from", "run"),
     "classifier": ("task", "seed", "data", "first_stage", "network", "schedule", "time_input", "times", "loss", "optimizer",
                    "learning_rate", "clip_norm", "accumulate", "ema", "init_from", "run"),
@@ -160,7 +160,8 @@ INNER = {
             "profile_steps", "reader_threads", "mesh"),
     "latent_units": ("images",),
 }
-SCALARS = {"seed": int, "first_stage": str, "clip_norm": float, "offset_noise": float, "accumulate": int, "init_from": str}
+SCALARS = {"seed": int, "first_stage": str, "clip_norm": float, "offset_noise": float, "accumulate": int, "init_from": str,
+           "text_encoders": str}
 
 
 def check_keys(config: Mapping) -> None:

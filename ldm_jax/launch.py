@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from ldm_jax import choices, sampling
+from ldm_jax import choices, data_choices, sampling, vocabularies
 from ldm_jax import experiment as ex
 from ldm_jax.adapted import RECORD, Base
 from ldm_jax.checkpoint.digests import write_atomically
@@ -24,15 +24,16 @@ from ldm_jax.core.keys import base_key, key_for
 from ldm_jax.core.trees import content_digest, count
 from ldm_jax.data.batches import check_fingerprint, fingerprint, in_order, stream
 from ldm_jax.diffusion.sample import image_keys
-from ldm_jax.donor import initialised_from, load_base, open_donor
+from ldm_jax.donor import initialised_from, load_base, open_donor, with_arrays
 from ldm_jax.loading import LoadedFirstStage, load_first_stage
 from ldm_jax.models.units import measure_units
 from ldm_jax.parted import partials_of_pairs
+from ldm_jax.text_encoders import open_encoders
 from ldm_jax.train import loop, sharding
 from ldm_jax.train.lora_stage import BASE
 from ldm_jax.train.report import Report, say
 from ldm_jax.train.state import State, abstract_state, born_sharded, from_items, to_items
-from ldm_jax.workdir import CONFIG, lost_hosts_told, open_workdir, passed_by_all, refuse_changes, same_everywhere
+from ldm_jax.workdir import CONFIG, begun, lost_hosts_told, open_workdir, passed_by_all, refuse_changes, same_everywhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Prepared:
     perceptual: Any
     base: Base | None = None
     fields: Mapping = dataclasses.field(default_factory=dict)
+    tokenizers: Mapping = dataclasses.field(default_factory=dict)
+    texts: Mapping = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def fingerprint(self) -> dict:
@@ -59,10 +62,11 @@ class Prepared:
         return given | {"held_out": self.held_out.fingerprint(), "perceptual": digest}
 
 
-def prepare(config: Mapping, fresh: bool = True) -> Prepared:
+def prepare(config: Mapping, fresh: bool = True, run=None) -> Prepared:
     """Opens and checks everything before anything is compiled or written.
 
-    A run that is not fresh needs no config.init_from any more, but for the base of a LoRA.
+    A run that is not fresh needs no config.init_from any more, but for the base of a LoRA. run: the folder of one that has begun, which
+    keeps its tokenizers.
 
     Raises:
       UserError: all errors of the config, the data and the first stage, one line each.
@@ -71,9 +75,9 @@ def prepare(config: Mapping, fresh: bool = True) -> Prepared:
     problems = Problems()
     source = held_out = first = mesh = perceptual = donor = base = None
     with problems.noted():
-        source, held_out = choices.open_source(config, "train"), choices.open_source(config, "test")
-        choices.check_image(config, source)
-        choices.check_image(config, held_out)
+        source, held_out = data_choices.open_source(config, "train"), data_choices.open_source(config, "test")
+        data_choices.check_image(config, source)
+        data_choices.check_image(config, held_out)
     with problems.noted():
         mesh = sharding.make_mesh(choices.layout_of(config))
         sharding.check_batch(config["data"]["batch"], mesh)
@@ -91,15 +95,18 @@ def prepare(config: Mapping, fresh: bool = True) -> Prepared:
         with problems.noted("config.loss.perceptual_weights"):
             perceptual = load_lpips(config["loss"]["perceptual_weights"])
     facts = choices.facts_of(config, source) if source is not None else choices.Facts(3, config["data"]["resolution"], 2)
-    experiment, fields = None, {}
+    experiment, fields, tokenizers, texts = None, {}, {}, {}
     with problems.noted():
         experiment = ex.build(config, facts, first and first.stage)
     if experiment is not None and experiment.task == "diffusion":
         with problems.noted("config.conditioner"):
-            fields = choices.fields_of(config, experiment.conditioner, experiment.autoencoder.factor)
-            choices.check_fields(experiment.conditioner, facts, fields)
+            tokenizers = vocabularies.open_tokenizers(config, source, run) if source is not None else {}
+            fields = data_choices.fields_of(config, experiment.conditioner, experiment.autoencoder.factor, tokenizers)
+            data_choices.check_fields(experiment.conditioner, facts, fields)
             for part in (source, held_out) if fields and source is not None else ():
-                choices.check_image(config, part, fields)
+                data_choices.check_image(config, part, fields)
+        with problems.noted():
+            texts = open_encoders(config["text_encoders"], experiment.conditioner, experiment.lora) if run is None else {}
         with problems.noted("config.sampling"):  # again, for what only the network can tell
             sampling.way_of(sampling.parts_of(experiment), experiment.sampling)
     problems.check()
@@ -107,7 +114,8 @@ def prepare(config: Mapping, fresh: bool = True) -> Prepared:
         with problems.noted("config.init_from"):
             base = load_base(donor, experiment, first, mesh)
         problems.check()
-    return Prepared(config, experiment, mesh, source, held_out, choices.transforms(config), first, perceptual, base, fields)
+    return Prepared(config, experiment, mesh, source, held_out, data_choices.transforms(config), first, perceptual, base, fields, tokenizers,
+                    texts)
 
 
 def stage_of(job: Prepared):
@@ -154,13 +162,18 @@ def train(config: Mapping, workdir: str) -> State:
         raise UserError("--workdir is missing; for example --workdir=runs/demo/autoencoder")
     same_everywhere({"config": config})
     with passed_by_all():
-        job = prepare(config, fresh=not (epath.Path(workdir) / "checkpoints").is_dir())
+        resumed = begun(workdir)
+        job = prepare(config, fresh=not (epath.Path(workdir) / "checkpoints").is_dir(), run=workdir if resumed else None)
         if job.first:  # from here on the config names it as seen from the workdir, so that both may move together
             config = dict(config) | {"first_stage": relative_path(job.first.folder, workdir)}
         if job.base:
             config = dict(config) | {"init_from": relative_path(job.base.folder, workdir)}
         job = dataclasses.replace(job, config=config)
         folder = open_workdir(workdir, config)
+        if job.tokenizers and not resumed:
+            vocabularies.say_cut(job.fields, job.tokenizers, job.source)
+            if jax.process_index() == 0:
+                vocabularies.keep(config, job.tokenizers, folder)
     same_everywhere({"data": job.fingerprint, "first_stage": job.first and job.first.digest, "base": job.base and job.base.digest})
     run, experiment = config["run"], job.experiment
     stage, key = stage_of(job), base_key(experiment.seed)
@@ -260,7 +273,7 @@ def open_state(job: Prepared, store: Store, stage, key) -> tuple[State, float]:
         state = born_sharded(stage.init, key, job.mesh, layout)
         if job.config["init_from"] and not job.base:
             state = initialised_from(job.config["init_from"], open_donor(job.config), state, job.mesh)
-        return state, 0.0
+        return with_arrays(job.texts, state) if job.texts else state, 0.0
     manifest = Manifest.from_json(store.record(step, "manifest"), f"the manifest of step {step}")
     config = from_json(manifest.config)
     config.pop("facts")

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ldm_jax import choices
+from ldm_jax import data_choices
 from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key, check_seed, key_for
@@ -24,6 +24,7 @@ from ldm_jax.diffusion.prediction import denoiser
 from ldm_jax.evals.tables import EVALS
 from ldm_jax.models.bottleneck import KL
 from ldm_jax.pipeline import Model, NetworkCall
+from ldm_jax.tokenized import by_field
 from ldm_jax.train.loop import fetch
 from ldm_jax.train.sharding import local_rows, place
 
@@ -85,13 +86,13 @@ def likelihood(model: Model, request: Likely, progress=None) -> dict:
       UserError: a VQ first stage alone, which has no KL; a schedule without a discrete bound, if no other number is asked for.
     """
     config = from_json(model.manifest.config)
-    source = choices.open_source(config, "test")
+    source = data_choices.open_source(config, "test")
     parts, settings = _parts(model, request, config, len(source))
-    fields = choices.fields_of(config, model.experiment.conditioner, model.experiment.autoencoder.factor)
+    fields = data_choices.fields_of(config, model.experiment.conditioner, model.experiment.autoencoder.factor, by_field(model))
     done, result = 0, {}
     for part in parts:
         batch = model.round_up(min(request.batch_size, part.images))
-        read = in_order(source, choices.transforms(config), batch=batch, count=part.images, rows=local_rows(model.mesh, batch),
+        read = in_order(source, data_choices.transforms(config), batch=batch, count=part.images, rows=local_rows(model.mesh, batch),
                         resolution=config["data"]["resolution"], fields=fields)
         batches = _told(_placed(read, model), done, batch, part.images, progress)
         found = EVALS["likelihood"](lambda b, part=part: {name: fetch(x) for name, x in part.nats(b).items()}, batches, part.dimensions)
@@ -104,7 +105,7 @@ def likelihood(model: Model, request: Likely, progress=None) -> dict:
 def total(model: Model, request: Likely) -> int:
     """How many images will be read, those of each part counted."""
     config = from_json(model.manifest.config)
-    return sum(part.images for part in _parts(model, request, config, len(choices.open_source(config, "test")))[0])
+    return sum(part.images for part in _parts(model, request, config, len(data_choices.open_source(config, "test")))[0])
 
 
 def _count(request: Likely, records: int) -> int:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from ldm_jax import choices, published
+from ldm_jax import choices, published, vocabularies
 from ldm_jax import experiment as ex
 from ldm_jax.checkpoint import manifest as manifests
 from ldm_jax.checkpoint.bundle import Found, open_any, read_bundle
@@ -24,7 +23,6 @@ from ldm_jax.models.first_stage import FirstStage
 from ldm_jax.models.units import LatentUnits
 from ldm_jax.train.sharding import replicated
 
-TOKENIZERS = ("tokenizer", "tokenizer_2")  # folders of a bundle
 ITEMS = {"ema": "ema", "raw": "params"}  # weights -> the checkpoint's item
 
 
@@ -58,10 +56,10 @@ class Opened:
         self.found = open_any(path)
         if self.found.kind == "bundle":
             self.trees, self.manifest = read_bundle(self.found.folder)
-            self.tokenizers = tuple(folder for name in TOKENIZERS if (folder := pathlib.Path(self.found.folder) / name).is_dir())
         else:
             self.store = self.found.store
             self.manifest = Manifest.from_json(self.store.record(self.found.step, "manifest"), f"the manifest of {path}")
+        self.tokenizers = vocabularies.kept_in(self.manifest.config, self.folder)
 
     @property
     def folder(self) -> epath.Path:

@@ -26,11 +26,11 @@ from ldm_jax.interop.folder_writer import Part, weights_of, whole, write_file, w
 from ldm_jax.interop.folding import one_scale, units_folded, vector_folded
 from ldm_jax.interop.places import Place
 from ldm_jax.loading import ITSELF, Opened, Reading, trained_on
-from ldm_jax.loading import TOKENIZERS as TOKENIZERS_OF_BUNDLES
 from ldm_jax.models.conditioners import conditioner
 from ldm_jax.models.units import LatentUnits
 from ldm_jax.tokenized import open_tokenizers
 from ldm_jax.train.sharding import make_mesh
+from ldm_jax.vocabularies import FOLDERS
 
 FORMS = ("bundle", "diffusers", "compvis")
 SECTIONS = ("network", "conditioner", "schedule", "prediction", "time_input", "sampling")
@@ -101,7 +101,8 @@ def _write_bundle(opened: Opened, out, weights: str, tokenizers: tuple) -> str:
         named["first_stage"] = opened.trees["first_stage"] if opened.found.kind == "bundle" else trained_on(opened, mesh).params
     manifest = dataclasses.replace(opened.manifest, weights=opened.which(weights))
     card = model_card(manifest, name=pathlib.Path(out).resolve().name, origin=_origin(opened))
-    manifest = write_bundle(out, named, manifest, dict(zip(TOKENIZERS_OF_BUNDLES, tokenizers)) | {"README.md": card})
+    folders = {name: folder for name, folder in zip(FOLDERS.values(), tokenizers) if isinstance(folder, pathlib.Path)}  # bytes need none
+    manifest = write_bundle(out, named, manifest, folders | {"README.md": card})
     return f"digest {manifest.content_digest[:12]}"
 
 
@@ -185,14 +186,14 @@ def write_diffusers(told: Sayable, opened: Opened, out, dtype: str, tokenizers: 
     written = {home: Part(config, components.get(home)) for home, config in plan.jsons.items()}
     missing = []
     for home, folder in zip([TOKENIZERS[text] for text in plan.texts], _each(tokenizers, len(plan.texts))):
-        if folder is None:
+        if not isinstance(folder, pathlib.Path):
             missing.append(home)
         else:
             written[home] = Part({}, None, {file.name: file for file in sorted(folder.iterdir()) if file.is_file()})
     card = model_card(opened.manifest, name=name, layout="diffusers", origin=read)
     write_folder(out, written, plan.index, {"README.md": card}, dtype=dtype)
     count = sum(len(weights.specs) for weights in components.values())
-    return f"{count} tensors" + (f"; without {' and '.join(missing)}, which the model came without: put its files there" if missing else "")
+    return f"{count} tensors" + (f"; without {' and '.join(missing)}, of which the model has no files: put some there" if missing else "")
 
 
 def _origin(opened: Opened) -> str:

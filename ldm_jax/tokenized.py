@@ -1,13 +1,16 @@
 """The tokenizers that a model's text encoders were trained with: opened, compared with them, and used."""
 
-import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ldm_jax.core.errors import UserError
+from ldm_jax.data.byte_tokenizer import ByteTokenizer
+from ldm_jax.data.captions_field import fitted
 from ldm_jax.data.tokenizers import Tokenizer, load_tokenizer
 from ldm_jax.models.bert_text import BertSpec
+from ldm_jax.vocabularies import KEPT, open_kept
 
 TEXTS = ("tokens", "tokens_2")
 
@@ -37,7 +40,7 @@ def skipping(conditioner, layers: int):
 
 
 def open_tokenizers(conditioner, folders: Sequence) -> tuple[Tokenizer, ...]:
-    """One tokenizer a text encoder, from as many folders, or from one for all of them.
+    """One tokenizer a text encoder, from as many folders, or from one for all of them; in a folder's place may stand a ByteTokenizer.
 
     Raises:
       UserError: a model without text, another number of folders, a folder without a tokenizer, or one of another model.
@@ -51,13 +54,17 @@ def open_tokenizers(conditioner, folders: Sequence) -> tuple[Tokenizer, ...]:
     return tuple(_fitting(folder, spec) for folder, spec in zip(folders, specs.values()))
 
 
-def _fitting(folder, spec) -> Tokenizer:
-    tokenizer = load_tokenizer(folder, "bert" if isinstance(spec, BertSpec) else "clip", spec.length)
-    found, wanted = ((x.bos, x.eos, x.vocabulary) for x in (tokenizer, spec))
-    if found[:2] != wanted[:2] or found[2] > wanted[2]:
-        raise UserError(f"tokenizer {str(folder)!r}: begin, end and size of its vocabulary are {found}, the text encoder's {wanted}; is it "
-                        "this model's?")
-    return dataclasses.replace(tokenizer, pad=spec.pad)  # two encoders may share a vocabulary and fill up with other ids
+def _fitting(folder, spec) -> Tokenizer | ByteTokenizer:
+    if isinstance(folder, ByteTokenizer):
+        return fitted(folder, spec)
+    if (pathlib.Path(folder) / KEPT).is_file():
+        return fitted(open_kept(folder), spec, folder)
+    return fitted(load_tokenizer(folder, "bert" if isinstance(spec, BertSpec) else "clip", spec.length), spec, folder)
+
+
+def by_field(model) -> dict:
+    """The tokenizers of a model by the field of their ids; {} where it came without."""
+    return dict(zip(specs_of(model.experiment.conditioner), model.tokenizers))
 
 
 def ids_of(model, encode: Callable) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, list[str]]]:

@@ -58,9 +58,15 @@ def open_workdir(workdir: str, config: Mapping) -> epath.Path:
             (folder / ".writable").unlink()
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error}") from None
-    if (folder / CONFIG).exists() and (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir()):
+    if (folder / CONFIG).exists() and begun(folder):
         refuse_changes(_saved_config(folder / CONFIG), config, folder)
     return folder
+
+
+def begun(workdir) -> bool:
+    """Whether a run has saved something there."""
+    checkpoints = epath.Path(workdir) / "checkpoints"
+    return checkpoints.is_dir() and any(checkpoints.iterdir())
 
 
 def _saved_config(path: epath.Path) -> Mapping:

@@ -11,31 +11,16 @@ mirrored), what is shown of it; "size", its (width, height) before the transform
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.boxes import boxes_tokens
-
-
-class Maker:
-    """What makers share: `gives` is one field, and a description of the dataclass's own fields that are JSON-able."""
-
-    version: ClassVar[int] = 1
-
-    def describe(self) -> dict:
-        """What fixes the numbers."""
-        told = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        plain = {name: value for name, value in told.items() if isinstance(value, bool | int | float | str | tuple | Mapping)}
-        return {"maker": type(self).__name__, "version": self.version} | plain
-
-
-def taken(record: Mapping, key: str) -> Any:
-    """Raises UserError: the record has no such thing."""
-    if key not in record:
-        raise UserError(f"the record has no {key}, and config.data.fields asks for it: this data cannot tell it")
-    return record[key]
+from ldm_jax.data.captions_field import captions
+from ldm_jax.data.degradations import DEGRADATIONS
+from ldm_jax.data.maker import Maker, taken
+from ldm_jax.data.masks import MASKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,4 +61,4 @@ def boxes(spec) -> Boxes:
     return Boxes((spec.length - 2) // 3, spec.vocabulary)
 
 
-FIELDS = {"segmentation": Segmentation, "boxes": boxes}
+FIELDS = {"captions": captions, "segmentation": Segmentation, "boxes": boxes} | DEGRADATIONS | MASKS

@@ -58,6 +58,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.files)
 
+    def caption(self, i: int) -> str | None:
+        """Of a record, without its image."""
+        return None if self._captions is None else self._captions[self.files[i]]
+
     def __getitem__(self, i: int) -> dict:
         file = self.files[i]
         path = str(self._root / file)

@@ -114,6 +114,10 @@ class Shapes:
     def scene(self, i: int) -> Scene:
         return scene(self.world, self.split, i)
 
+    def caption(self, i: int) -> str:
+        """Of a record, without its image."""
+        return self.scene(i).caption
+
     def __getitem__(self, i: int) -> dict:
         if not 0 <= i < self._records:
             raise IndexError(i)

@@ -1,12 +1,16 @@
-"""Tokenizers of text from local vocabulary files. Nothing is ever fetched, and no code of a folder is run."""
+"""Tokenizers of text, by name: of bytes, and of local vocabulary files. Nothing is ever fetched, and no code of a folder is run."""
 
 import dataclasses
+import functools
+import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from ldm_jax.core.errors import UserError
+from ldm_jax.data.byte_tokenizer import ByteTokenizer
+from ldm_jax.data.trained_tokenizer import word_pieces
 
 MARKS = {"clip": ("<|startoftext|>", "<|endoftext|>", "<|endoftext|>"), "bert": ("[CLS]", "[SEP]", "[PAD]")}  # begin, end, pad
 FILES = {"clip": "vocab.json with merges.txt, or tokenizer.json", "bert": "vocab.txt, or tokenizer.json"}
@@ -36,6 +40,18 @@ class Tokenizer:
         text = self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
         return text.replace("</w>", " ").strip()
 
+    def words(self) -> list[str]:
+        """The vocabulary in the order of its ids."""
+        known = self.backend.get_vocab()
+        return sorted(known, key=known.get)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of all that decides the ids of a text but the window: the words with their ids, and the merges."""
+        model = json.loads(self.backend.to_str())["model"]
+        told = [self.kind, self.bos, self.eos, sorted(self.backend.get_vocab().items()), model.get("merges")]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
 
 def load_tokenizer(folder: str | pathlib.Path, kind: str, length: int = 77) -> Tokenizer:
     """The tokenizer in a folder: "clip" (Stable Diffusion) or "bert" (LDM text-to-image, lower case).
@@ -60,8 +76,60 @@ def load_tokenizer(folder: str | pathlib.Path, kind: str, length: int = 77) -> T
     missing = [mark for mark in told if mark not in known]
     if missing:
         raise UserError(f"tokenizer {str(folder)!r}: its vocabulary lacks {', '.join(dict.fromkeys(missing))}; is it of kind {kind!r}?")
-    bos, eos, pad = (known[mark] for mark in told)
+    return _of(backend, told, kind, length)
+
+
+def _of(backend, marks: tuple[str, str, str], kind: str, length: int) -> Tokenizer:
+    known = backend.get_vocab()
+    bos, eos, pad = (known[mark] for mark in marks)
     return Tokenizer(kind, bos, eos, pad, length, max(known.values()) + 1, backend)
+
+
+def bytes_tokenizer(length: int = 77) -> ByteTokenizer:
+    """UTF-8 bytes; bos 256, eos 257, pad 258."""
+    return ByteTokenizer(length)
+
+
+def folder_tokenizer(folder: str, kind: Literal["", "clip", "bert"] = "", length: int = 77) -> Tokenizer:
+    """The tokenizer of a folder; kind "" is found by its files.
+
+    Raises:
+      UserError: as of `load_tokenizer`.
+    """
+    if not folder:
+        raise UserError(f"folder is empty: name one that holds {FILES['clip']} (CLIP), or {FILES['bert']} (BERT)")
+    return load_tokenizer(folder, kind or kind_of(folder), length)
+
+
+def kind_of(folder: str | pathlib.Path) -> str:
+    """Which of MARKS the files of a folder are of; "clip" where nothing says."""
+    folder = pathlib.Path(folder)
+    if (folder / "vocab.txt").exists():
+        return "bert"
+    if not (folder / "vocab.json").exists() and (folder / "tokenizer.json").exists():
+        model = _json(folder / "tokenizer.json").get("model")
+        return "bert" if isinstance(model, dict) and model.get("type") == "WordPiece" else "clip"
+    return "clip"
+
+
+def trained_tokenizer(vocabulary: int = 256, records: int = 5000, captions: Callable[[int], Sequence[str]] | None = None,
+                      length: int = 77) -> Tokenizer:
+    """One made of the captions of the first `records` records of the training split (see trained_tokenizer.py), of kind "bert".
+
+    Args:
+      vocabulary: how many ids at most. captions: from a number to as many captions, or all there are.
+
+    Raises:
+      UserError: no captions are given, as where only the run that made it has it; numbers out of range.
+    """
+    if captions is None:
+        raise UserError("a trained tokenizer is kept with the run that made it, in its folder tokenizer: load it from there")
+    if records < 1:
+        raise UserError(f"records={records}: expected 1 or more")
+    return _of(_bert_backend(word_pieces(captions(records), vocabulary)), MARKS["bert"], "bert", length)
+
+
+TOKENIZERS = {"bytes": bytes_tokenizer, "folder": folder_tokenizer, "trained": trained_tokenizer}
 
 
 def _clip(folder: pathlib.Path, marks: tuple[str, str, str]):
@@ -87,8 +155,6 @@ def _clip(folder: pathlib.Path, marks: tuple[str, str, str]):
 
 
 def _bert(folder: pathlib.Path, marks: tuple[str, str, str]):
-    from transformers import BertTokenizer
-
     if not (folder / "vocab.txt").exists():
         return _whole(folder, "bert")
     words = [line.rstrip("\r") for line in _text(folder / "vocab.txt").removesuffix("\n").split("\n")]
@@ -96,6 +162,12 @@ def _bert(folder: pathlib.Path, marks: tuple[str, str, str]):
         raise UserError(f"tokenizer {str(folder / 'vocab.txt')!r}: a word stands on two lines")
     if not {"[CLS]", "[SEP]", "[PAD]", "[UNK]"} <= set(words):
         raise UserError(f"tokenizer {str(folder)!r}: its vocabulary lacks [CLS], [SEP], [PAD] or [UNK]; is it of kind 'bert'?")
+    return _bert_backend(words)
+
+
+def _bert_backend(words: Sequence[str]):
+    from transformers import BertTokenizer
+
     return BertTokenizer(vocab={word: i for i, word in enumerate(words)}, do_lower_case=True).backend_tokenizer
 
 

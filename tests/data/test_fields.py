@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ldm_jax import choices
+from ldm_jax import data_choices
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.batches import fingerprint, in_order, stream
 from ldm_jax.data.boxes import boxes_tokens
@@ -84,7 +84,7 @@ def test_what_data_cannot_tell_is_said():
     reads = type("Reads", (), {"specs": {"boxes_tokens": BertSpec(width=8, layers=1, heads=1, vocabulary=100, length=8, bos=-1, eos=-1)}})()
 
     def made(**sections):
-        return choices.fields_of({"data": {"fields": sections, "resolution": 32}}, reads, 4)
+        return data_choices.fields_of({"data": {"fields": sections, "resolution": 32}}, reads, 4)
 
     assert made(boxes_tokens={"name": "boxes"})["boxes_tokens"] == Boxes(2, 100)
     for sections, told in (({"mask": {"name": "segmentation"}}, "'segmentation' makes map; name the section so"),

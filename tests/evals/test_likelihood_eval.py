@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ldm_jax as ldm
-from ldm_jax import choices, evaluate
+from ldm_jax import data_choices, evaluate
 from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import NumbersWentBad, UserError
 from ldm_jax.core.keys import base_key, key_for
@@ -87,7 +87,7 @@ def test_the_numbers_do_not_depend_on_the_batch(page, model):
 def test_the_elbo_is_the_trained_loss(page, model):
     """Catches a Gaussian of another scale than the loss, beta left out, and the posterior's mean in the place of a draw: for L2 the ELBO
     is the sum of squares, beta KL, and the constant that makes exp(-d^2) a density."""
-    source = choices.open_source(from_json(model.manifest.config), "test")
+    source = data_choices.open_source(from_json(model.manifest.config), "test")
     image = jnp.asarray(np.stack([source[i]["image"] for i in range(20)]) / 127.5 - 1, jnp.float32)
     keys = key_for(base_key(0), "likelihood", example=jnp.arange(20))
     keys = jax.vmap(lambda key: key_for(key, "posterior"))(keys)
@@ -110,7 +110,7 @@ def test_pixels_are_measured_as_pixels(make_ldm_config, tmp_path):
     assert found["settings"]["of"] == "the uint8 image, 1024 dimensions" and "autoencoder" not in found["settings"]
     assert "discretised Gaussian" in found["settings"]["decoder"] and found["image_bound"]["dimensions"] == 1024
     assert found["image_reconstruction"]["nats"] > 0
-    source, schedule = choices.open_source(from_json(model.manifest.config), "test"), model.experiment.objective.schedule
+    source, schedule = data_choices.open_source(from_json(model.manifest.config), "test"), model.experiment.objective.schedule
     image = np.stack([source[i]["image"] for i in range(2)]) / 127.5 - 1
     begin = schedule.alphas[0]
     wanted = np.sum((begin * image) ** 2) / 4 + 1024 * (np.log(2 * np.pi) / 2 - np.log(begin) + np.log(127.5))

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax import choices
+from ldm_jax import choices, data_choices
 from ldm_jax import experiment as ex
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key
@@ -155,7 +155,7 @@ def test_a_stage_with_several_conditions(told):
     after, metrics = jax.eval_shape(stage.step, state, frozen, batch, KEY)
     assert jax.tree.structure(after) == jax.tree.structure(state) and metrics["loss"].shape == ()
     with pytest.raises(UserError, match="it reads tokens, mask, map, and batches .* have image, label only"):
-        choices.check_fields(experiment.conditioner, FACTS, {})
+        data_choices.check_fields(experiment.conditioner, FACTS, {})
 
 
 @pytest.mark.slow
