@@ -70,8 +70,9 @@ class Model:
     def condition(self, labels: Sequence[int] | None = None, **given) -> Guided:
         """What samples are told, and what guidance steps away from.
 
-        What is dropped in training may be left out: the samples are then told nothing of it (unconditional). "negative_" before a
-        name (negative_prompts, negative_labels, ...) is told in the null's place.
+        What is dropped in training may be left out: the samples are then told nothing of it (unconditional; of an image that is left
+        out, `size` says the size where it is not the trained one). "negative_" before a name (negative_prompts, negative_labels, ...)
+        is told in the null's place.
 
         Args (those that this model reads; each of N examples, or of one for all):
           labels: classes. map: of classes, [N, H, W]. boxes_tokens, embeddings: as they are.

@@ -6,11 +6,13 @@ All of one tiny model of the shapes world in pixels, with random parameters, tol
 import json
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import ldm_jax as ldm
-from ldm_jax import launch, output, parted, pipeline
+from ldm_jax import choices, launch, output, parted, pipeline
+from ldm_jax import experiment as ex
 from ldm_jax.asked import prepare
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key
@@ -22,9 +24,10 @@ from ldm_jax.diffusion.windows import Window
 from ldm_jax.models.condition import ClassConditioner
 from ldm_jax.models.several_condition import Several
 from ldm_jax.models.size_condition import Sizes
+from ldm_jax.pipeline import Model
 from ldm_jax.sampling import parts_of
 from ldm_jax.sizes import parse_window, window_of
-from tests.untrained import save_untrained
+from ldm_jax.train.sharding import make_mesh
 
 EACH = {"name": "each", "weights": (3.0, 1.5)}
 PARTS = (dict(name="class", width=8, drop=0.2), dict(name="semantic_map", classes=25, halvings=0, channels=3, drop=0.1))
@@ -35,15 +38,15 @@ WIDE = np.concatenate([MAPS, MAPS], axis=2)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory, make_ldm_config):
-    run = tmp_path_factory.mktemp("several") / "run"
-    save_untrained(make_ldm_config("pixels", **{
-        "data.source": dict(name="shapes", resolution=16, records=8, world=0), "data.resolution": 16,
-        "data.fields": dict(map=dict(name="segmentation")), "sampling": dict(sampler=dict(name="ddim"), grid=dict(name="trailing"),
-                                                                                        steps=3, guidance=EACH, threshold=dict(name="none")),
-        "network.levels": (dict(width=8, blocks=1, attention="none", heads=1, depth=1, down="none"),),
-        "conditioner": dict(name="several", drops="apart", all=0.1, parts=PARTS)}), run, noise=0.2)
-    return ldm.load(run)
+def model(make_ldm_config):
+    sampling = dict(sampler=dict(name="ddim"), grid=dict(name="trailing"), steps=3, guidance=EACH, threshold=dict(name="none"))
+    config = make_ldm_config("pixels", **{
+        "data.resolution": 16, "sampling": sampling, "conditioner": dict(name="several", drops="apart", all=0.1, parts=PARTS),
+        "network.levels": (dict(width=8, blocks=1, attention="none", heads=1, depth=1, down="none"),)})
+    experiment, rng = ex.build(config, choices.Facts(channels=3, resolution=16, classes=24)), np.random.default_rng(0)
+    params = jax.tree.map(lambda x: jnp.asarray(0.3 * np.float32(rng.standard_normal(x.shape))), ex.parameter_shapes(experiment))
+    manifest = types.SimpleNamespace(weights="ema", first_stage=None, config=config)
+    return Model(experiment, experiment.first_stage, params, {}, manifest, "", make_mesh())
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +86,8 @@ def test_what_is_not_said_is_the_null(model, told):
         assert found.given.image.shape == (number, 16, 16, 3) and not np.asarray(found.given.image).any()
     np.testing.assert_allclose(found.given.vector, told.given.vector, atol=1e-6)
     assert model.condition(labels=LABELS, size=(32, 16)).given.image.shape == (2, 16, 32, 3)
-    with pytest.raises(UserError, match="size 33x16"):
-        model.condition(labels=LABELS, size=(33, 16))
+    with pytest.raises(UserError, match="size 0x16: this model makes"):
+        model.condition(labels=LABELS, size=(0, 16))
 
 
 def test_weights_reach_the_samples(model, told):
