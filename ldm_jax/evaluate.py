@@ -8,13 +8,14 @@ import jax
 import numpy as np
 from etils import epath
 
-from ldm_jax import data_choices, likelihood
+from ldm_jax import data_choices, likelihood, shapes_tasks
 from ldm_jax.asked import prepare, told_to_guide
 from ldm_jax.checkpoint.digests import write_atomically
 from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.batches import in_order
 from ldm_jax.evals.report import report
+from ldm_jax.evals.shapes_summary import shapes_page
 from ldm_jax.evals.sweep import page
 from ldm_jax.evals.tables import EVALS
 from ldm_jax.likelihood import Likely
@@ -25,10 +26,13 @@ from ldm_jax.train.loop import evaluate as loop_evaluate
 from ldm_jax.train.loop import fetch
 from ldm_jax.train.sharding import local_rows, place
 
+NUMBER = 1000  # samples of the digits, where nobody says how many
+
 
 def evaluate(model: Model, request: Request | Likely | None = None, progress=None) -> dict:
     """The measures of a model, JSON-able: reconstruction of the test split for a first stage, accuracy on it by time for a classifier,
-    samples against the digits for a diffusion model on the digits; or, asked by a `Likely`, the likelihood of the test split.
+    samples against the digits for a diffusion model on the digits, and what samples obey for one on the shapes; or, asked by a `Likely`,
+    the likelihood of the test split.
 
     Args:
       request: for a diffusion model, the samples to make; or the likelihood to measure.
@@ -43,8 +47,17 @@ def evaluate(model: Model, request: Request | Likely | None = None, progress=Non
         return reconstruction(model, config)
     if model.experiment.task == "classifier":
         return classification(model, config, progress)
+    request = request or Request(number=default_number(model), batch_size=100)
+    if shapes_tasks.is_shapes(model):
+        result = shapes_tasks.evaluate(model, request, progress)
+        return result | {"settings": _settings(model, request) | result["settings"]}
     check_digits(config)
-    return digits(model, config, request or Request(number=1000, batch_size=100), progress)
+    return digits(model, config, request, progress)
+
+
+def default_number(model: Model) -> int:
+    """How many samples are measured where nobody says it."""
+    return shapes_tasks.NUMBER if shapes_tasks.is_shapes(model) else NUMBER
 
 
 def total(model: Model, request: Request | Likely) -> int:
@@ -66,6 +79,8 @@ def told(result: Mapping, title: str, out: str = "") -> str:
     """The measures as a table to print; with `out`, also written there as JSON, by process 0."""
     if out and jax.process_index() == 0:
         write_atomically(out, json.dumps(result, indent=1) + "\n")
+    if "verdicts" in result:
+        return shapes_page(result, title)
     return page(result, title) if "rows" in result else report(result, title)
 
 
@@ -153,13 +168,16 @@ def _settings(model: Model, request: Request) -> dict:
 
 def sweep(model: Model, request: Request, scales: Sequence[float], guide: Model | None = None, progress=None) -> dict:
     """The share of the asked digit at each scale of a guide, or at each guidance weight where there is none; as many of each class,
-    the same seeds at every scale.
+    the same seeds at every scale. Of the shapes: what samples obey at each.
 
     Raises:
       UserError: before anything is made, a model of other data than the digits, one that nothing tells a class, or as `Model.sample`.
     """
     model.need_diffusion("--scales")
     config = from_json(model.manifest.config)
+    if shapes_tasks.is_shapes(model):
+        result = shapes_tasks.sweep(model, request, scales, guide, progress)
+        return result | {"settings": _settings(model, request) | result["settings"] | {"guidance": "by row"}}
     check_digits(config)
     if guide is None and not model.experiment.conditioner.fields:
         raise UserError("--scales: this model has no classes to be asked for; name a classifier of its latents by --guide")
@@ -188,7 +206,7 @@ def check_digits(config: Mapping) -> None:
     """Raises UserError: a diffusion model of data that no evaluation here knows."""
     name = config["data"]["source"]["name"]
     if name != "digits":
-        raise UserError(f"samples of {name!r} have no evaluation yet; the digits have one, and every first stage has. "
+        raise UserError(f"samples of {name!r} have no evaluation yet; the digits and the shapes have one, and every first stage has. "
                         "--measure=likelihood measures any data's")
 
 

@@ -47,12 +47,30 @@ def told(model, given: Mapping, number: int | None = None) -> Guided:
     _check_names(conditioner, given)
     if "sizes" in conditioner.fields and "sizes" not in given:
         given |= _sizes(model, given)
-    fields = _of_one_number(_fields(model, given), number)
+    if given.get("clip_skip"):
+        conditioner = skipping(conditioner, given["clip_skip"])
+    return told_fields(model, _of_one_number(_fields(model, given), number), number, conditioner, size)
+
+
+def told_fields(model, fields: Mapping, number: int | None = None, conditioner=None, size=None) -> Guided:
+    """The condition of N examples and its null, from the fields that the conditioner reads, as a batch holds them.
+
+    Args:
+      model: a pipeline.Model of task "diffusion".
+      fields: [N, ...] each, by the names of batch fields; "negative_" before one tells it in the null's place. Others are passed over.
+      number: N, where no field says it.
+      conditioner: in the place of the model's own.
+      size: (width, height) of the images in pixels, where an image that is part of the condition is left out; None is as trained.
+
+    Raises:
+      UserError: as `told`.
+    """
+    conditioner = conditioner or model.experiment.conditioner
+    read = {*conditioner.fields, *_optional(conditioner)}
+    fields = {name: np.asarray(value) for name, value in fields.items() if name.removeprefix(NEGATIVE) in read}
     count = next((len(value) for value in fields.values()), number or 1)
     said = {name.removeprefix(NEGATIVE): fields.pop(name) for name in list(fields) if name.startswith(NEGATIVE)}
     negative = fields | said
-    if given.get("clip_skip"):
-        conditioner = skipping(conditioner, given["clip_skip"])
     of = (conditioner, model.first_stage, model.params["conditioner"], model.first_params)
     how = (_untold(conditioner, fields, set(fields)), _untold(conditioner, negative, set(said), checked=bool(said)), frozenset(said))
     blank = _blank(conditioner, model, size)
@@ -60,6 +78,11 @@ def told(model, given: Mapping, number: int | None = None) -> Guided:
     parts = [[_cast(x, low) for x in (fields, negative)] for low in range(0, count, PART)]
     made = [_conditions(*of, *part, min(PART, count - i * PART), how) for i, part in enumerate(parts)]
     return jax.tree.map(lambda *leaves: leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves), *made)
+
+
+def _optional(conditioner) -> tuple[str, ...]:
+    parts = getattr(conditioner, "parts", (conditioner,))
+    return tuple(name for part in parts for name in getattr(part, "optional", ()))
 
 
 def _cast(fields: Mapping, low: int) -> dict:

@@ -16,7 +16,7 @@ LONGER: set[str] = set()  # "ldm_jax/x.py" or "ldm_jax/x.py::function", each wit
 LOWER = {"core", "ops", "nn", "diffusion", "models", "data", "checkpoint", "interop"}
 SEVEN = {"adapted", "asked", "choices", "classifier_choices", "clip", "config_file", "config_tree", "data_choices", "describe", "donor",
          "evaluate", "experiment", "launch", "likelihood", "loading", "output", "parted", "partners", "pictures", "pipeline", "precision",
-         "published", "publishing", "said", "sampling", "sizes", "text_encoders", "tiles",
+         "published", "publishing", "said", "sampling", "shapes_tasks", "sizes", "text_encoders", "tiles",
          "tokenized", "told", "vocabularies", "workdir"}
 ALL = LOWER | {"train", "evals"} | SEVEN
 MAY_IMPORT = {  # of ours, beside itself

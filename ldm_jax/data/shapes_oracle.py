@@ -18,6 +18,7 @@ from ldm_jax.core.errors import UserError
 from ldm_jax.data.shapes_world import COLOUR_VALUES, SHAPES, Scene, Thing, coverage
 
 LEAST_COVERAGE = 0.15  # a pixel less covered than this starts no region
+HALF = 0.5 - 1 / 128  # coverage comes in 64ths; what 8 bits round off must not move a pixel that is half covered
 LEAST_AREA = 0.005  # of the image; the smallest thing covers 0.02. Smaller regions are specks, not things
 FILL = {"circle": np.pi / 4, "square": 1.0, "triangle": 1 / 2, "cross": 5 / 9}  # area in a box of side 1
 DROP = {"triangle": 1 / 6}  # how far below the box's centre the centre of mass lies, in sides
@@ -42,6 +43,11 @@ def read_scene(image: np.ndarray) -> tuple[Seen, ...]:
     Raises:
       UserError: another shape or type.
     """
+    return tuple(seen for seen, _ in read_covers(image))
+
+
+def read_covers(image: np.ndarray) -> list[tuple[Seen, np.ndarray]]:
+    """Each thing of `read_scene`, and how much of each pixel its region covers, float64 [R, R] in 0..1."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.shape[0] != image.shape[1] or len(image) < 32:
         raise UserError(f"image: expected uint8 [R, R, 3] with R >= 32, got {image.dtype} {list(image.shape)}")
     chroma = image.astype(np.float64)
@@ -49,14 +55,23 @@ def read_scene(image: np.ndarray) -> tuple[Seen, ...]:
     lengths = np.linalg.norm(CHROMA, axis=1)
     colour = (chroma @ (CHROMA / lengths[:, None]).T).argmax(2)
     alpha = (chroma * CHROMA[colour]).sum(2) / (lengths[colour] ** 2)
-    seen = []
+    found = []
     for region in regions(alpha > LEAST_COVERAGE):
         votes = np.bincount(colour[region], weights=alpha[region], minlength=len(lengths))
         winner = int(votes.argmax())
         mine = np.clip((chroma @ CHROMA[winner]) / lengths[winner] ** 2, 0, 1) * _grown(region)
         if mine.mean() >= LEAST_AREA:
-            seen.append(_fit(mine, winner))
-    return tuple(sorted(seen, key=lambda s: (s.thing.place, s.thing.y, s.thing.x)))
+            found.append((_fit(mine, winner), mine))
+    return sorted(found, key=lambda pair: (pair[0].thing.place, pair[0].thing.y, pair[0].thing.x))
+
+
+def painted(covers: list[tuple[Seen, np.ndarray]], side: int) -> np.ndarray:
+    """The segmentation of `read_covers`, uint8 [side, side] as the world's: 0 ground, else 1 + class of the thing that covers half of the
+    pixel. A region is of the class that it was read as, but stands as it is in the picture, and not as that thing would be drawn."""
+    found = np.zeros((side, side), np.uint8)
+    for seen, alpha in covers:
+        found[alpha >= HALF] = 1 + seen.thing.label
+    return found
 
 
 def _fit(alpha: np.ndarray, colour: int) -> Seen:
