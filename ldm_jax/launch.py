@@ -27,6 +27,7 @@ from ldm_jax.diffusion.sample import image_keys
 from ldm_jax.donor import load_base, open_donor
 from ldm_jax.loading import LoadedFirstStage, load_first_stage
 from ldm_jax.models.units import measure_units
+from ldm_jax.parted import partials_of_pairs
 from ldm_jax.states import open_state
 from ldm_jax.text_encoders import open_encoders
 from ldm_jax.train import loop, sharding
@@ -133,8 +134,11 @@ def preview_samples(experiment: ex.Experiment, params, frozen, batch, key):
     way = sampling.way_of(sampling.parts_of(experiment), experiment.sampling)
     number, of_conditioner = size(batch), {"params": params["conditioner"]}
     encode = functools.partial(experiment.first_stage.encode, frozen["first_stage"])
-    told = way.told(experiment.conditioner.apply(of_conditioner, batch, None, encode),
-                    experiment.conditioner.apply(of_conditioner, number, batch, encode, method="null"))
+    made = functools.partial(experiment.conditioner.apply, of_conditioner)
+    if way.needs_parts:
+        told = partials_of_pairs(made(number, batch, encode, method="pairs"), way.choice)
+    else:
+        told = way.told(made(batch, None, encode), made(number, batch, encode, method="null"))
     latent = sampling.generate(experiment, way, params, sampling.Inputs(told), image_keys(range(number)))
     return experiment.first_stage.decode(frozen["first_stage"], latent)
 

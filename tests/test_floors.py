@@ -15,9 +15,9 @@ LONGER: set[str] = set()  # "ldm_jax/x.py" or "ldm_jax/x.py::function", each wit
 
 LOWER = {"core", "ops", "nn", "diffusion", "models", "data", "checkpoint", "interop"}
 SEVEN = {"adapted", "asked", "cached_data", "choices", "classifier_choices", "clip", "config_file", "config_tree", "data_choices",
-         "describe", "donor", "encoding", "evaluate", "experiment", "launch", "layouts", "likelihood", "loading", "output", "partners",
-         "pictures", "pipeline", "precision", "published", "publishing", "said", "sampling", "shapes_tasks", "sizes", "states",
-         "text_encoders", "tiles", "tokenized", "told", "vocabularies", "workdir"}
+         "describe", "donor", "encoding", "evaluate", "experiment", "launch", "layouts", "likelihood", "loading", "output", "parted",
+         "partners", "pictures", "pipeline", "precision", "published", "publishing", "said", "sampling", "shapes_tasks", "sizes",
+         "states", "text_encoders", "tiles", "tokenized", "told", "vocabularies", "workdir"}
 ALL = LOWER | {"train", "evals"} | SEVEN
 MAY_IMPORT = {  # of ours, beside itself
     "core": set(), "ops": {"core"}, "nn": {"core", "ops"}, "diffusion": {"core", "ops"}, "models": {"core", "ops", "nn"},

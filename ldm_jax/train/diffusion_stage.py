@@ -68,7 +68,7 @@ class DiffusionStage:
         """What is descended [], a mean over the batch, with its parts, and what the times remember after it."""
         rows = jnp.arange(size(batch))
         latent = self.latent(frozen, batch, key_for(key, "posterior", step=step, example=rows))
-        drop = dropped(self.conditioner, uniform_for(key_for(key, "drop", step=step, example=rows)))
+        drop = dropped(self.conditioner, lambda name: uniform_for(key_for(key, name, step=step, example=rows)))
         condition = self.condition(params, frozen, batch, drop)
         memory = extra.get("times")
         times, noise = draw(self.objective, key_for(key, "corruption", step=step), rows, latent.shape[1:], memory)
