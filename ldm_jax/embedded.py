@@ -62,6 +62,8 @@ def write_database(clip: Clip, config: Mapping, out, k: int = NEAR, progress=Non
 class _Caption:
     """The field maker of what a picture is called."""
 
+    gives = ("caption",)
+
     def __call__(self, record: Mapping, rng) -> dict[str, np.ndarray]:
         return {"caption": np.asarray(record.get("caption", ""))}
 

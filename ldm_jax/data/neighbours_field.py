@@ -36,7 +36,7 @@ class _OfDatabase:
         Raises:
           UserError: the database was made of other data than this.
         """
-        found = source.fingerprint()
+        found = getattr(source, "source", source).fingerprint()  # a cache stands for the source that it was made of
         split = next((split for split in SPLITS if self.opened.page["sources"][split] == found), None)
         if split is None:
             told = self.opened.page["sources"]["train"]
