@@ -35,6 +35,8 @@ SAMPLE_FLAGS = {  # refused from the flags alone
     "unknown weights": (["--weights=best"], ["--weights=best", "<ema|raw>"]),
     "unknown flag": (["--step=5"], ["Unknown command line flag 'step'. Did you mean: steps"]),
     "positional leftover": (["samples"], ["'samples': not a flag"]),
+    "neighbours without an embedder": (["--neighbours_of_prompt=a"], ["--neighbours_of_prompt: give --embedder too"]),
+    "neighbours and variations": (["--variation_of=a.png", "--neighbours_of_image=a.png", "--embedder=e"], ["expected one of them"]),
     "no model": (["--model="], ["--model is missing"]),
     "model not there": (["--model=/nowhere"], ["/nowhere does not exist: expected a run folder"]),
     "model that is none": (["--model=/etc"], ["/etc is there, but is none of these"]),
