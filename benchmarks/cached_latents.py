@@ -68,7 +68,8 @@ def main() -> None:
     for i, (rate, what) in enumerate((("steps/s", "clock"), ("steps a processor's second", "processor"))):
         one, two = options.steps / medians[:, i]
         print(f"batch {config['data']['batch']}, {what}: {one:.3g} {rate} from images, {two:.3g} from the cache: "
-              f"{np.median(ratios[:, i]):.2f} times as fast ({ratios[:, i].min():.2f} to {ratios[:, i].max():.2f} over {options.pairs} pairs)", flush=True)
+              f"{np.median(ratios[:, i]):.2f} times as fast ({ratios[:, i].min():.2f} to {ratios[:, i].max():.2f} over "
+              f"{options.pairs} pairs)", flush=True)
     print(f"losses of the last step: {images.loss:.6f}, {cached.loss:.6f}")
 
 
