@@ -155,7 +155,7 @@ SECTIONS = {
 
 
 INNER = {
-    "data": ("source", "transforms", "fields", "resolution", "batch"),
+    "data": ("source", "transforms", "variants", "fields", "cache", "resolution", "batch"),
     "run": ("steps", "log_every", "evaluate_every", "preview_every", "preview_images", "save_every", "keep_last", "keep_every", "best",
             "profile_steps", "reader_threads", "mesh"),
     "latent_units": ("images",),

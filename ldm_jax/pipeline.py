@@ -76,6 +76,8 @@ class Model:
 
         Args (those that this model reads; each of N examples, or of one for all):
           labels: classes. map: of classes, [N, H, W]. boxes_tokens, embeddings: as they are.
+          boxes, box_labels: [n, 4] and [n] of one layout, or a list of N; left, top, right, bottom in 0 .. 1 of the whole image. crop: the
+            box of it that is shown.
           prompts: texts; (word:1.2) and [word] weigh. long_prompts: "one" window, where a text may lose its end, or "many".
             clip_skip: how many layers earlier than the model has them the text encoder's states are taken.
           image, mask: what is inpainted, images as in `encode`; mask [N, H, W], from 0.5 on made anew.

@@ -13,6 +13,7 @@ from ldm_jax.core.keys import key_for, normal_for
 from ldm_jax.data.prompts import encode_prompts
 from ldm_jax.diffusion.guidance import Guided
 from ldm_jax.diffusion.sample import image_keys
+from ldm_jax.layouts import SAID_OF_BOXES, layout_tokens
 from ldm_jax.models.several_condition import joined
 from ldm_jax.ops.images import from_uint8
 from ldm_jax.sizes import latent_shape
@@ -23,8 +24,11 @@ NEGATIVE = "negative_"
 PART = 16  # examples whose condition is made at a time, which may have images to encode
 NAMES = {"label": "labels", "tokens": "prompts", "tokens_2": "prompts", "token_weights": "prompts"}  # field -> what a user calls it
 WHOLE = {"label", "tokens", "tokens_2", "boxes_tokens", "noise_level", "map"}  # fields of whole numbers
+DRAWN = {"image", "mask", "depth", "map", "low_res"}  # fields that say the images' size
 PICTURES = {"image", "low_res"}  # fields that are pictures: uint8, or float in [-1, 1]
-BESIDE = {"prompts": ("long_prompts", "clip_skip"), "low_res": ("noise_seeds",)}  # what says more of a field
+BESIDE = {"prompts": ("long_prompts", "clip_skip"), "low_res": ("noise_seeds",), "boxes_tokens": SAID_OF_BOXES}  # what says more of a field
+FLAGS = {"labels": "--labels", "prompts": "--prompt", "map": "--map", "boxes_tokens": "--boxes", "image": "--init_image", "mask": "--mask",
+         "depth": "--depth_image", "low_res": "--low_res", "noise_level": "--noise_level"}
 SIZES = {6: ("size", "original_size", "crop", "target_size"), 5: ("size", "original_size", "crop", "aesthetic")}  # by how many numbers
 AESTHETIC = {"aesthetic": 6.0, "negative_aesthetic": 2.5}  # of the published SDXL refiner
 
@@ -69,6 +73,7 @@ def told_fields(model, fields: Mapping, number: int | None = None, conditioner=N
     read = {*conditioner.fields, *_optional(conditioner)}
     fields = {name: np.asarray(value) for name, value in fields.items() if name.removeprefix(NEGATIVE) in read}
     count = next((len(value) for value in fields.values()), number or 1)
+    _check_sizes(conditioner, fields, model.experiment.autoencoder.factor)
     said = {name.removeprefix(NEGATIVE): fields.pop(name) for name in list(fields) if name.startswith(NEGATIVE)}
     negative = fields | said
     of = (conditioner, model.first_stage, model.params["conditioner"], model.first_params)
@@ -118,13 +123,30 @@ def _fields(model, given: Mapping) -> dict[str, np.ndarray]:
             value = given.get(before + NAMES.get(name, name))
             if value is not None and NAMES.get(name) != "prompts":
                 fields[before + name] = _array(name, value)
+    if "boxes" in given or "box_labels" in given:
+        fields["boxes_tokens"] = layout_tokens(model.experiment.conditioner, given)
     if "prompts" in given or NEGATIVE + "prompts" in given:
         fields |= _texts(model, given)
+    for name in PICTURES & fields.keys():
+        if fields[name].ndim == 4 and fields[name].shape[3] != model.experiment.facts.channels:
+            raise UserError(f"{name}: expected pictures of {model.experiment.facts.channels} channels, got {list(fields[name].shape)}")
     if "low_res_noise" in model.experiment.conditioner.fields and "low_res" in fields and "low_res_noise" not in fields:
         seeds = given.get("noise_seeds", range(len(fields["low_res"])))
         keys = jax.vmap(lambda key: key_for(key, "low_res"))(image_keys(seeds))
         fields["low_res_noise"] = np.asarray(normal_for(keys, fields["low_res"].shape[1:]))
     return fields
+
+
+def _check_sizes(conditioner, fields: Mapping, factor: int) -> None:
+    """Raises UserError: pictures for images of several sizes; factor: image pixels a latent, on a side."""
+    sizes = {}
+    for part in getattr(conditioner, "parts", (conditioner,)):
+        for name in DRAWN.intersection(part.fields, fields):
+            step = 1 if name == "low_res" else 2**part.halvings if name == "map" else factor
+            sizes[name] = "x".join(str(side // step * factor) for side in fields[name].shape[2:0:-1])
+    if len(set(sizes.values())) > 1:
+        raise UserError(", ".join(f"{name} for {size}" for name, size in sorted(sizes.items())) + ": the pictures of a call are for images "
+                        "of one size")
 
 
 def _array(name: str, value) -> np.ndarray:
@@ -197,8 +219,9 @@ def _untold(conditioner, fields: Mapping, said: set, checked: bool = True):
         return True
     missing = list(dict.fromkeys(NAMES.get(name, name) for name in conditioner.fields if name not in fields))
     if missing:
+        flags = ", ".join(FLAGS[name] for name in missing if name in FLAGS)
         raise UserError(f"{', '.join(missing)}: this model must be told {'it' if len(missing) == 1 else 'them'}; give "
-                        f"{', '.join(f'{name}=' for name in missing)} to model.condition")
+                        f"{', '.join(f'{name}=' for name in missing)} to model.condition" + (f", or {flags} to sample.py" if flags else ""))
     if checked:
         conditioner.check({name: fields[name] for name in own if name in fields})
     return False

@@ -176,7 +176,7 @@ def test_a_part_that_is_never_dropped_is_never_asked_for_its_null():
     (LowResolution(), {"low_res": 127 * IMAGE}, r"in \[-1, 1\]"),
     (LowResolution(1000, 8), {"low_res": IMAGE, "noise_level": np.int32([0, 351]), "low_res_noise": IMAGE}, "from 0 to 350"),
     (LowResolution(1000, 8), {"low_res": IMAGE, "noise_level": np.int32([0, 1]), "low_res_noise": IMAGE[:, :8]}, "the shape of low_res"),
-    (SemanticMap(5, 2, 3), {"map": np.full((1, 8, 8), 5)}, "class 5: expected 0 to 4"),
+    (SemanticMap(5, 2, 3), {"map": np.full((1, 8, 8), 5)}, "map 0: class 5 in 64 of 64 pixels: expected 0 to 4"),
     (SemanticMap(5, 2, 3), {"map": np.zeros((1, 8, 6), int)}, "multiples of 4"),
     (Sizes(5), {"sizes": np.zeros((1, 6))}, "height, width, top, left, rating")])
 def test_what_the_fields_hold_is_checked(module, fields, words):
