@@ -1,10 +1,11 @@
 """Seams of samples that are made by windows, against hard edges and against the whole: python benchmarks/windows.py [--model=RUN]
 
 A seam is told by the steps between neighbouring latents: their mean size across the edges of windows, by that everywhere else; 1 is no
-seam. "of one row" is of the denoised estimate from noise at equal levels, "of the sample" of what all rows end with. Without a model a
-small U-Net with random parameters stands in, whose norms see each window alone, as those of a trained one do.
+seam. "of one row" is of what windows change in the denoised estimate of noise at equal levels, "of the sample" of what all rows end with.
+Without a model a small U-Net with random parameters stands in, whose norms and attention see each window alone, as a trained one's do.
 
-SAID
+Found with random parameters, --number=2 --times=2 --steps=10, on a CPU, 2026-11-20, jax 0.10.2: one row 1.596 with hard edges, 1.232 with
+an overlap of a half, 1.154 of three quarters (rms from the whole 0.362, 0.288, 0.258); samples 1.017, 1.003, 0.982, and whole 1.001.
 """
 
 import argparse
@@ -87,9 +88,12 @@ def main() -> None:
         places = starts(size[0], side, overlap or 0.0, step)
         edges = sorted({edge for place in places for edge in (place, place + side)} - {0, size[0]})
         count, far = len(places) ** 2, np.sqrt(np.mean((one - whole) ** 2) / np.mean(whole**2))
-        told = "whole" if overlap is None else f"{count} windows, overlap {overlap:.2f}"
+        if overlap is None:
+            print(f"whole: seam of the sample {seam(made, edges):.3f}" if options.steps else "whole", flush=True)
+            continue
         ends = f", of the sample {seam(made, edges):.3f}" if options.steps else ""
-        print(f"{told}: seam of one row {seam(one, edges):.3f}{ends}; rms from the whole {far:.3f}", flush=True)
+        print(f"{count} windows, overlap {overlap:.2f}: seam of one row {seam(one - whole, edges):.3f}{ends}; rms from the whole {far:.3f}",
+              flush=True)
 
 
 if __name__ == "__main__":
