@@ -122,7 +122,16 @@ def held_out(model: Model, number: int) -> tuple[Held, dict]:
     told = {"records": f"0..{number - 1} of the test split"}
     if "noise_level" in fields:
         fields["noise_level"], told["noise_level"] = np.zeros_like(fields["noise_level"]), 0
-    return Held([source.scene(i) for i in range(number)], images, fields), told
+    return Held([source.scene(i) for i in range(number)], images, fields, _near(makers, config, number)), told
+
+
+def _near(makers: Mapping, config: Mapping, number: int) -> list | None:
+    """The scenes of the neighbours whose embeddings each record is told, where its maker takes them from a database."""
+    maker = makers.get("embeddings")
+    if not hasattr(maker, "k"):
+        return None
+    train = data_choices.open_source(config, "train")
+    return [[train.scene(int(i)) for i in near[:maker.k]] for near in maker.opened.near["test"][:number]]
 
 
 def write_picture(model: Model, request: Request, path: str, title: str) -> None:

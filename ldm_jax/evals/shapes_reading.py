@@ -11,7 +11,7 @@ from ldm_jax.data.shapes_world import EDGE, GAP, SIZES, Scene, Thing
 
 MISFIT = 0.12  # of a thing that is one of the shapes: clean pictures stay below 0.04, and the next shape is at least 0.167 away
 TOLERANCE = 1 / 32  # of the side: what a valid scene's boxes may be off by, a pixel of the standard world
-GREY = 24.0  # levels 0..255: how far from grey the ground of a valid scene may be, in the length of its chroma
+GREY = 16.0  # levels 0..255: how far from grey the ground of a valid scene may be, in the length of its chroma
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
