@@ -104,7 +104,8 @@ class Stand:
 @pytest.fixture
 def told(monkeypatch):
     monkeypatch.setattr(shapes_tasks, "told_fields", lambda model, fields, number: {name: len(value) for name, value in fields.items()})
-    monkeypatch.setattr(shapes_tasks, "from_json", lambda text: json.loads(text))
+    monkeypatch.setattr(shapes_tasks, "from_json", json.loads)
+    monkeypatch.setattr(shapes_tasks, "NUMBER", 64)
 
 
 def test_a_model_is_asked_for_its_own_records(told):
@@ -126,6 +127,15 @@ def test_known_pixels_are_pasted_around_the_hole(told):
     found = shapes_tasks.evaluate(model, Request(12, 1))  # another record's image
     assert found["inpainting/known_pixels"]["samples"] == 1 and found["inpainting/consistent"]["samples"] < 1
     assert found["inpainting/consistent"]["truth"] == found["inpainting/known_pixels"]["first_stage"] == 1
+
+
+def test_a_first_stage_is_read_back(told):
+    """Catches reconstructions that are not what is read: of one that gives back other records' images nothing is right."""
+    same, other = Stand(), Stand()
+    other.decode = lambda images: np.roll(images, 1, axis=0)
+    found, wrong = shapes_tasks.of_first_stage(same), shapes_tasks.of_first_stage(other)
+    assert found["oracle/text/all_right"] == found["oracle/unconditional/valid"] == 1 and found["oracle/map/mean_iou"] > 0.99
+    assert wrong["oracle/text/all_right"] < 0.05 and wrong["oracle/layout/box_iou"] < 0.2 and wrong["oracle/unconditional/valid"] == 1
 
 
 def test_what_cannot_be_measured_is_refused(told, tmp_path):
