@@ -191,6 +191,7 @@ def test_inpainting_sees_what_does_not_continue():
     for wrong in (empty, filled(redrawn(recoloured)), filled(np.roll(IMAGES, 1, axis=0))):
         found = judged("inpainting", wrong)
         assert found["consistent"] < 0.2 and found["known_pixels"] == 1 and found["valid"] < 0.7  # the top of a triangle is one
+    assert judged("inpainting", redrawn(recoloured))["consistent"] < 0.2  # whole, in another colour
     touched = IMAGES.copy()
     touched[0, 0, 0, 0] += 1
     assert judged("inpainting", touched)["known_pixels"] == 1 - 1 / N
