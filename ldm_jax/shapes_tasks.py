@@ -25,7 +25,7 @@ from ldm_jax.told import told_fields
 
 NUMBER = 256  # of samples, where nobody says how many
 READ = 64  # records at a time
-READ_BACK = ("text/all_right", "map/mean_iou", "layout/box_iou", "unconditional/valid")  # of reconstructions
+READ_BACK = ("text/all_right", "map/mean_iou", "layout/box_iou", "unconditional/valid", "unconditional/valid_0.25")  # of reconstructions
 ROWS, SAMPLES = 6, 4  # of a picture
 
 
