@@ -28,6 +28,7 @@ KIND = flags.DEFINE_string("kind", "", "Which published model a file is, where i
 VARIANT = flags.DEFINE_string("variant", "", "Which weights of a folder of diffusers, as fp16; empty: the plain ones.")
 SIZE = flags.DEFINE_string("size", "", "WIDTHxHEIGHT of the images, as 512x768; empty: as trained.")
 TILE = flags.DEFINE_integer("tile", None, "Decode by overlapping tiles of this side in latents, for large images; 64 is usual.")
+WINDOW = flags.DEFINE_string("window", "", "Denoise on overlapping windows of this side in latents, for sizes beyond the trained; 32,0.5.")
 DECODE_BATCH = flags.DEFINE_integer("decode_batch", None, "Images decoded at a time; 1 takes the least memory. All of a batch by default.")
 DTYPE = flags.DEFINE_string("dtype", "", "What to compute in: bfloat16 (half the memory) or float32; empty: the model's own.")
 REFINER = flags.DEFINE_string("refiner", "", "A second model for the last steps, as of SDXL; --handover says from where.")
@@ -68,8 +69,8 @@ def main() -> None:
     size = output.size_of(sizes.parse_size(SIZE.value), pictures)
     request = output.Request(NUMBER.value, SEED.value, output.parse_labels(LABELS.value), BATCH.value, ROUNDING.value, sampling,
                              output.parse_labels(NEGATIVE.value, "--negative_labels"), pictures=pictures,
-                             making={"size": size, "tile": TILE.value, "decode_batch": DECODE_BATCH.value, "handover": HANDOVER.value},
-                             said=said)
+                             making={"size": size, "tile": TILE.value, "decode_batch": DECODE_BATCH.value,
+                                     "window": sizes.parse_window(WINDOW.value), "handover": HANDOVER.value}, said=said)
     workdir.initialise(*PROCESSES())
     loaded = {"weights": WEIGHTS.value, "dtype": DTYPE.value or None}
     model = pipeline.load(MODEL.value, kind=KIND.value, variant=VARIANT.value, **loaded | ({"dtype": None} if LORA.value else {}))

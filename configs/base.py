@@ -6,7 +6,15 @@ from ml_collections import ConfigDict
 def base() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of initial parameters, data order and all random draws
-    config.data = dict(source=dict(name="digits"), transforms=(), fields=dict(), resolution=32, batch=64)
+    config.data = dict(
+        source=dict(name="digits"),
+        transforms=(),
+        variants=0,  # 0 draws the transforms of every image afresh; above, a record has so many variants, in turn from epoch to epoch
+        fields=dict(),
+        cache="",  # a folder made by python -m ldm_jax.cli.encode, to be read in the place of the images; may change when a run is resumed
+        resolution=32,
+        batch=64,
+    )
     config.optimizer = dict(name="adamw", b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.01, decay="kernels")
     config.learning_rate = dict(name="cosine", peak=1e-3, warmup=50, steps=1000, end=0.0)  # warmup and steps count updates of the optimizer
     config.clip_norm = 1.0  # 0: off

@@ -12,9 +12,10 @@ from ldm_jax.core.types import Condition
 from ldm_jax.diffusion.guidance import Guided
 from ldm_jax.diffusion.guiding import ByClassifier, FromGuide
 from ldm_jax.ops.images import to_uint8
+from ldm_jax.parted import partials_of
 from ldm_jax.partners import check_guide, refined, refiner_told
 from ldm_jax.sampling import Inputs, Watch, Way, parts_of, way_of
-from ldm_jax.sizes import latent_shape
+from ldm_jax.sizes import latent_shape, window_of
 from ldm_jax.tiles import Share
 from ldm_jax.train.loop import fetch
 
@@ -39,6 +40,8 @@ class Asked:
         have it too.
       tile, decode_batch: images are decoded (and init encoded) by tiles of this side in latents, and so many at a time; see
         `Model.decode`. None is whole, and all of a batch.
+      window: the side in latents, or (side, overlap), or a `windows.Window`: each evaluation is made on windows that overlap and are
+        blended, for sizes that are larger than trained. None is whole.
       refiner: a second Model of the same first stage and schedule, for the last rows of the same table.
       refiner_condition: what the refiner is told, its own Condition.
       handover: the share of the way, in the schedule's time, that is done when the refiner takes over.
@@ -57,6 +60,7 @@ class Asked:
     size: tuple[int, int] | None = None
     tile: int | None = None
     decode_batch: int | None = None
+    window: Any = None
     refiner: Any = None
     refiner_condition: Any = None
     handover: float | None = None
@@ -125,7 +129,8 @@ def prepare(model, condition: Condition | Guided | None, number: int, given: Map
     if noise is not None and noise.shape[1:] != shape:
         raise UserError(f"noise: expected [N, {', '.join(map(str, shape))}], got {list(noise.shape)}")
     null = model.spread(_null(model, condition, asked), number) if way.needs_null else None
-    told = way.told(model.spread(condition, number), null, _guide_told(asked, way, number))
+    given = partials_of(model, condition, way.choice) if way.needs_parts else condition
+    told = way.told(model.spread(given, number), null, _guide_told(asked, way, number))
     inputs = Inputs(told, *(None if x is None else spread(x, number, what) for x, what in
                             ((clean, "init"), (keep, "mask"), (noise, "noise"))), refiner_told(asked, way, number), shape)
     params = {"model": model.params, "guide": asked.guide.params} if way.needs_guide else model.params
@@ -145,7 +150,7 @@ def way_for(model, asked: Asked, section: Mapping, changes: Mapping) -> Way:
         if changes.get("guidance") is None:
             raise UserError("guide: say how strongly it guides, as guidance=2.0 or a section")
         guidance = by_guide(asked.guide, guidance)
-    parts = parts_of(model.experiment, asked.guide and asked.guide.experiment)
+    parts = parts_of(model.experiment, asked.guide and asked.guide.experiment, window_of(asked.window, model, asked.guide))
     way = way_of(parts, {**section, "guidance": guidance}, 1.0 if asked.strength is None else asked.strength)
     reads = {ByClassifier: "classifier", FromGuide: "diffusion"}.get(type(way.choice))
     if asked.guide is not None and asked.guide.experiment.task != reads:
@@ -184,6 +189,8 @@ def _check_alone(asked: Asked, way: Way) -> None:
         if way.method is not None and getattr(asked, name) is not None:
             raise UserError(f"{name}: this sampler has no rows, it starts from its own noise and is not watched; take a sampler of a "
                             "table, as ddim")
+    if asked.negative is not None and way.needs_parts:
+        raise UserError("negative: guidance 'each' steps away from each part's own; say it as model.condition(negative_labels=[...])")
     if asked.negative is not None and not way.needs_null:
         raise UserError("negative: without classifier-free guidance nothing steps away from it; set guidance above 1")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from ldm_jax import choices, classifier_choices
+from ldm_jax import choices, classifier_choices, parted
 from ldm_jax.config_tree import Problems
 from ldm_jax.core.choose import choose, fill, fits, nearest
 from ldm_jax.core.errors import UserError
@@ -135,7 +135,7 @@ def build(config: Mapping, facts: choices.Facts, first: FirstStage | None = None
         parts = choices.objective_parts(config, problems)
         make("sampling", choices.sampling_of, config, parts.get("schedule"), parts.get("time_input"))
         with problems.noted():
-            choices.check_guidance(config, made.get("conditioner"))
+            parted.check_guidance(config, made.get("conditioner"))
     problems.check()
     if task != "autoencoder":
         made["objective"] = Objective(**parts)
@@ -155,7 +155,7 @@ SECTIONS = {
 
 
 INNER = {
-    "data": ("source", "transforms", "fields", "resolution", "batch"),
+    "data": ("source", "transforms", "variants", "fields", "cache", "resolution", "batch"),
     "run": ("steps", "log_every", "evaluate_every", "preview_every", "preview_images", "save_every", "keep_last", "keep_every", "best",
             "profile_steps", "reader_threads", "mesh"),
     "latent_units": ("images",),

@@ -70,8 +70,9 @@ class Model:
     def condition(self, labels: Sequence[int] | None = None, **given) -> Guided:
         """What samples are told, and what guidance steps away from.
 
-        What is dropped in training may be left out: the samples are then told nothing of it (unconditional). "negative_" before a
-        name (negative_prompts, negative_labels, ...) is told in the null's place.
+        What is dropped in training may be left out: the samples are then told nothing of it (unconditional; of an image that is left
+        out, `size` says the size where it is not the trained one). "negative_" before a name (negative_prompts, negative_labels, ...)
+        is told in the null's place.
 
         Args (those that this model reads; each of N examples, or of one for all):
           labels: classes. map: of classes, [N, H, W]. boxes_tokens, embeddings: as they are.
@@ -125,8 +126,8 @@ class Model:
           progress: called with the number of images done after each batch.
           rounding: "round", or "truncate" as the LDM scripts do.
           **asked: sampler, grid, steps, guidance, threshold (see `sampling`), and what `Asked` lists: negative, guide,
-            guide_condition, init, strength, mask, noise, every, callback, size, tile, decode_batch, refiner, refiner_condition,
-            handover.
+            guide_condition, init, strength, mask, noise, every, callback, size, tile, decode_batch, window, refiner,
+            refiner_condition, handover.
 
         Raises:
           UserError: an unknown name, a number out of range, conditions that are not N.

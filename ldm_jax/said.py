@@ -112,7 +112,7 @@ def _all(model, request, labels) -> dict:
     with passed_by_all():
         given |= request.said.given(request, model) if request.said else {}
         given |= request.pictures.told(model, size) if request.pictures and "mask" in fields else {}
-    return given | ({"size": size} if size and "sizes" in fields else {})
+    return given | ({"size": size} if size and ("sizes" in fields or "image" in model.experiment.conditioner.tells) else {})
 
 
 def read_prompts(path: str) -> tuple[str, ...]:

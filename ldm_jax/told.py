@@ -10,13 +10,13 @@ import numpy as np
 from ldm_jax.core.choose import nearest
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import key_for, normal_for
-from ldm_jax.core.types import Condition
 from ldm_jax.data.prompts import encode_prompts
 from ldm_jax.diffusion.guidance import Guided
 from ldm_jax.diffusion.sample import image_keys
 from ldm_jax.layouts import SAID_OF_BOXES, layout_tokens
 from ldm_jax.models.several_condition import joined
 from ldm_jax.ops.images import from_uint8
+from ldm_jax.sizes import latent_shape
 from ldm_jax.tokenized import ids_of, skipping
 from ldm_jax.train.report import say
 
@@ -47,15 +47,16 @@ def told(model, given: Mapping, number: int | None = None) -> Guided:
     """
     given = {name: value for name, value in given.items() if value is not None}
     conditioner = model.experiment.conditioner
+    size = given.get("size") if "sizes" in conditioner.fields or "image" not in conditioner.tells else given.pop("size", None)
     _check_names(conditioner, given)
     if "sizes" in conditioner.fields and "sizes" not in given:
         given |= _sizes(model, given)
     if given.get("clip_skip"):
         conditioner = skipping(conditioner, given["clip_skip"])
-    return told_fields(model, _of_one_number(_fields(model, given), number), number, conditioner)
+    return told_fields(model, _of_one_number(_fields(model, given), number), number, conditioner, size)
 
 
-def told_fields(model, fields: Mapping, number: int | None = None, conditioner=None) -> Guided:
+def told_fields(model, fields: Mapping, number: int | None = None, conditioner=None, size=None) -> Guided:
     """The condition of N examples and its null, from the fields that the conditioner reads, as a batch holds them.
 
     Args:
@@ -63,6 +64,7 @@ def told_fields(model, fields: Mapping, number: int | None = None, conditioner=N
       fields: [N, ...] each, by the names of batch fields; "negative_" before one tells it in the null's place. Others are passed over.
       number: N, where no field says it.
       conditioner: in the place of the model's own.
+      size: (width, height) of the images in pixels, where an image that is part of the condition is left out; None is as trained.
 
     Raises:
       UserError: as `told`.
@@ -75,7 +77,9 @@ def told_fields(model, fields: Mapping, number: int | None = None, conditioner=N
     said = {name.removeprefix(NEGATIVE): fields.pop(name) for name in list(fields) if name.startswith(NEGATIVE)}
     negative = fields | said
     of = (conditioner, model.first_stage, model.params["conditioner"], model.first_params)
-    how = (_untold(conditioner, fields, set(fields)), _untold(conditioner, negative, set(said), checked=bool(said)), bool(said))
+    how = (_untold(conditioner, fields, set(fields)), _untold(conditioner, negative, set(said), checked=bool(said)), frozenset(said))
+    blank = _blank(conditioner, model, size)
+    fields, negative = ({name: np.broadcast_to(x, (count, *x.shape[1:])) for name, x in blank.items()} | x for x in (fields, negative))
     parts = [[_cast(x, low) for x in (fields, negative)] for low in range(0, count, PART)]
     made = [_conditions(*of, *part, min(PART, count - i * PART), how) for i, part in enumerate(parts)]
     return jax.tree.map(lambda *leaves: leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves), *made)
@@ -235,7 +239,7 @@ def _of_one_number(fields: Mapping, number: int | None) -> dict:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 6, 7))
 def _conditions(conditioner, first_stage, params, first_params, fields: Mapping, negative: Mapping, count: int, how: tuple) -> Guided:
-    """how: (what of the given is untold, what of the null, whether anything of it was said), see `_untold`. Both are made together,
+    """how: (what of the given is untold, what of the null, the fields that were said of it), see `_untold`. Both are made together,
     so that images are encoded once."""
     untold, unsaid, said = how
     encode, variables = functools.partial(first_stage.encode, first_params), {"params": params}
@@ -243,10 +247,29 @@ def _conditions(conditioner, first_stage, params, first_params, fields: Mapping,
     def made(fields, untold):
         return conditioner.apply(variables, count, fields, encode, untold, method=_made)
 
-    return Guided(made(fields, untold), made(negative, unsaid) if said or conditioner.drop else None)
+    given, null = made(fields, untold), made(negative, unsaid) if said or conditioner.drop else None
+    if not isinstance(untold, tuple):
+        return Guided(given, null)
+    weighed = [part.drop or not said.isdisjoint(part.fields) for part in conditioner.parts]
+    each = [Guided(one, null[i] if of_null else None) for i, (one, of_null) in enumerate(zip(given, weighed))]
+    return Guided(joined(given), joined(null) if null else None, tuple(each) if sum(map(bool, weighed)) > 1 else None)
 
 
-def _made(conditioner, count: int, fields: Mapping, encode, untold) -> Condition:
+def _made(conditioner, count: int, fields: Mapping, encode, untold):
+    """The Condition; of a conditioner of parts a list of theirs."""
     if isinstance(untold, tuple):
-        return joined([_made(part, count, fields, encode, of_part) for part, of_part in zip(conditioner.parts, untold)])
+        made = [_made(part, count, fields, encode, of_part) for part, of_part in zip(conditioner.parts, untold)]
+        return [joined(part) if isinstance(part, list) else part for part in made]
     return conditioner.null(count, fields, encode) if untold else conditioner(fields, None, encode)
+
+
+def _blank(conditioner, model, size) -> dict[str, np.ndarray]:
+    """Fields [1, ...] of zeros for those parts that tell an image and may be left out: what says their size, as their null needs it."""
+    parts = getattr(conditioner, "parts", None)
+    if parts is not None:
+        return {name: value for part in parts for name, value in _blank(part, model, size).items()}
+    if not conditioner.drop or "image" not in conditioner.tells:
+        return {}
+    h, w, c = latent_shape(model.experiment, size if isinstance(size, tuple) else None)
+    f = model.experiment.autoencoder.factor
+    return {name: np.asarray(x) for name, x in conditioner.example(1, (f * h, f * w, model.experiment.facts.channels), (h, w, c)).items()}

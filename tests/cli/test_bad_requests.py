@@ -114,7 +114,8 @@ def test_a_workdir_of_another_run_is_refused_and_kept(command, configs, trained_
     before = snapshot(trained_autoencoder)
     arguments = ["train.py", f"--config={configs['autoencoder']}", f"--workdir={trained_autoencoder}"]
     command(*arguments, "--config.seed=3", "--config.model.width=16").refused(
-        "holds a run of another config", "config.model.width: 8, now 16", "config.seed: 0, now 3", "Only config.run may change")
+        "holds a run of another config", "config.model.width: 8, now 16", "config.seed: 0, now 3",
+        "Only config.run and config.data.cache may change")
     assert snapshot(trained_autoencoder) == before
 
 

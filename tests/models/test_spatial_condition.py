@@ -144,7 +144,7 @@ def test_several_parts_stand_in_their_order(several):
 def test_each_part_is_dropped_at_its_own_rate(several):
     """Mistakes: a masked image that is dropped with the label, a null that forgets it, draws of the parts that never fall together."""
     made, fields, variables, told = several
-    drop = dropped(made, np.float32([0.3, 0.1]))  # below 0.5; below 0.5 and 0.2
+    drop = dropped(made, {"drop": np.float32([0.3, 0.1])}.get)  # below 0.5; below 0.5 and 0.2
     found = made.apply(variables, fields, drop, pooled)
     null = made.apply(variables, 2, fields, pooled, method="null")
     assert np.array_equal(found.image, told.image) and np.array_equal(null.image, told.image)
@@ -153,7 +153,7 @@ def test_each_part_is_dropped_at_its_own_rate(several):
     assert not np.array_equal(null.vector[:, :6], told.vector[:, :6]) and made.drop == 0.5
     everything = made.apply(variables, fields, np.array([True, True]), pooled)
     assert np.array_equal(everything.vector, null.vector)
-    assert dropped(ClassConditioner(4, 6, 0.2), np.float32([0.1, 0.2])).tolist() == [True, False]
+    assert dropped(ClassConditioner(4, 6, 0.2), {"drop": np.float32([0.1, 0.2])}.get).tolist() == [True, False]
 
 
 def test_a_part_that_is_never_dropped_is_never_asked_for_its_null():
