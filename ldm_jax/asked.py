@@ -32,6 +32,8 @@ class Asked:
       init: images as in `Model.encode`, to start from.
       strength: in (0, 1], the share of the steps that is run from init; 1, the default with a mask, makes all anew.
       mask: [H, W] or [N, H, W], bool or 0 .. 1: from 0.5 on an image is made anew, below it stays as init, to the pixel.
+      paste: (images, mask), as init and mask: the images' pixels are put over the samples where the mask stays, and nothing else is done
+        with them. For models that are told the masked image, whose decoder blurs what was known; a mask with init does it too.
       noise: [N, h, w, c] to start from instead of the seeds' draws; as of `Model.invert`.
       every, callback: callback(Glimpse) after each `every` network evaluations of a batch.
       size: (width, height) of the images in pixels; None is that of the condition's image, and else the trained one. init and mask
@@ -51,6 +53,7 @@ class Asked:
     init: Any = None
     strength: float | None = None
     mask: Any = None
+    paste: Any = None
     noise: Any = None
     every: int = 1
     callback: Callable | None = None
@@ -121,6 +124,7 @@ def prepare(model, condition: Condition | Guided | None, number: int, given: Map
     shape = latent_shape(model.experiment, asked.size, getattr(getattr(condition, "given", condition), "image", None),
                          asked.refiner.experiment.network.factor if way.refiner else 1)
     clean, keep, kept = _start(model, asked, number, shape)
+    kept = kept if asked.paste is None else _pasted(model, asked, number, shape)
     noise = None if asked.noise is None else np.asarray(asked.noise, np.float32)
     if noise is not None and noise.shape[1:] != shape:
         raise UserError(f"noise: expected [N, {', '.join(map(str, shape))}], got {list(noise.shape)}")
@@ -202,18 +206,38 @@ def _start(model, asked: Asked, number: int, shape: tuple[int, int, int]):
         raise UserError(f"init: expected images [N, {', '.join(map(str, size))}], got {list(images.shape)}")
     if asked.mask is None:
         return model.encode(images, tile=asked.tile), None, None
-    mask = np.asarray(asked.mask)
-    if mask.dtype.kind not in "biuf":
-        raise UserError(f"mask: expected numbers from 0 to 1, got {asked.mask!r:.40}")
-    mask = mask[None].astype(np.float32) if mask.ndim == 2 else mask.astype(np.float32)
-    if mask.ndim != 3 or mask.shape[1:] != size[:2] or len(mask) not in (1, number) or not (0 <= mask.min() and mask.max() <= 1):
-        raise UserError(f"mask: expected [{size[0]}, {size[1]}] or one for each image, from 0 (stays) to 1 (made anew); got "
-                        f"{list(mask.shape)} from {mask.min(initial=0):g} to {mask.max(initial=0):g}")
-    anew = mask >= 0.5
+    anew = _anew(asked.mask, size, number)
     clean, keep = model.encode(images, tile=asked.tile), keep_of(anew, f)
     if asked.strength in (None, 1):  # what is made anew starts from noise alone
         clean = clean * keep
     return clean, keep, (images if images.dtype == np.uint8 else to_uint8(images), anew)
+
+
+def _anew(mask, size: tuple[int, ...], number: int) -> np.ndarray:
+    """bool [1 or N, H, W], True where a mask makes anew images of this size."""
+    given, mask = mask, np.asarray(mask)
+    if mask.dtype.kind not in "biuf":
+        raise UserError(f"mask: expected numbers from 0 to 1, got {given!r:.40}")
+    mask = mask[None].astype(np.float32) if mask.ndim == 2 else mask.astype(np.float32)
+    if mask.ndim != 3 or mask.shape[1:] != size[:2] or len(mask) not in (1, number) or not (0 <= mask.min() and mask.max() <= 1):
+        raise UserError(f"mask: expected [{size[0]}, {size[1]}] or one for each image, from 0 (stays) to 1 (made anew); got "
+                        f"{list(mask.shape)} from {mask.min(initial=0):g} to {mask.max(initial=0):g}")
+    return mask >= 0.5
+
+
+def _pasted(model, asked: Asked, number: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(images uint8, where they are not pasted) of `paste`.
+
+    Raises:
+      UserError: no two arrays of the images' size; a mask with init, which says the same.
+    """
+    if asked.mask is not None or not isinstance(asked.paste, tuple | list) or len(asked.paste) != 2:
+        raise UserError("paste: expected (images, mask), and no mask beside init, which pastes by itself")
+    images, f = np.asarray(asked.paste[0]), model.experiment.autoencoder.factor
+    size = (shape[0] * f, shape[1] * f, model.experiment.facts.channels)
+    if images.ndim != 4 or images.shape[1:] != size or len(images) not in (1, number):
+        raise UserError(f"paste: expected images [{number}, {', '.join(map(str, size))}], got {list(images.shape)}")
+    return images if images.dtype == np.uint8 else to_uint8(images), _anew(asked.paste[1], size, number)
 
 
 def keep_of(anew: np.ndarray, factor: int) -> np.ndarray:

@@ -89,8 +89,7 @@ class _Encoder:
         self.texts = cached_data.kept_texts(self.conditioner, job.fields)
         self.params = None
         if self.texts:
-            state = states.new_state(job, launch.stage_of(job), base_key(job.experiment.seed))
-            self.params = (job.base or state).params
+            self.params = states.conditioner_params(job, launch.stage_of(job), base_key(job.experiment.seed))
             self.states = jax.jit(self._states)
 
     def _states(self, params, ids):

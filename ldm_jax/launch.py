@@ -109,7 +109,7 @@ def prepare(config: Mapping, fresh: bool = True, run=None) -> Prepared:
             for part in (source, held_out) if fields and source is not None else ():
                 data_choices.check_image(config, part, fields, experiment.conditioner)
     if experiment is not None and experiment.task == "diffusion":
-        with problems.noted():
+        with problems.noted("config.text_encoders"):
             texts = open_encoders(config["text_encoders"], experiment.conditioner, experiment.lora) if run is None else {}
         with problems.noted("config.sampling"):  # again, for what only the network can tell
             sampling.way_of(sampling.parts_of(experiment), experiment.sampling)

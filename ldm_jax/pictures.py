@@ -35,11 +35,12 @@ class Pictures:
         return image.shape[1] + left + right, image.shape[0] + top + bottom
 
     def wishes(self, model, size: Size | None = None) -> dict:
-        """init, mask (white, from 128 on, is made anew) and strength, as `Model.sample` takes them at this size; of a model that is told
-        the mask (see `told`), init with a strength only."""
-        if "mask" in model.experiment.conditioner.fields:
-            return {} if self.strength is None else {"init": self._read(model, size)["image"], "strength": self.strength}
+        """init, mask (white is made anew) and strength, as `Model.sample` takes them at this size; of a model that is told the mask (see
+        `told`), what is pasted, and init with a strength only."""
         found = self._read(model, size)
+        if "mask" in model.experiment.conditioner.fields:
+            started = {} if self.strength is None else {"init": found["image"], "strength": self.strength}
+            return started | ({"paste": (found["image"], found["mask"])} if "mask" in found else {})
         return {"init": found["image"], "strength": self.strength} | ({"mask": found["mask"][0]} if "mask" in found else {})
 
     def told(self, model, size: Size | None = None) -> dict:

@@ -3,12 +3,14 @@
 import dataclasses
 
 import jax
+import numpy as np
 
 from ldm_jax.adapted import RECORD
 from ldm_jax.checkpoint.manifest import Manifest
 from ldm_jax.checkpoint.store import Store
 from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
+from ldm_jax.core.trees import map_with_path, paths
 from ldm_jax.data.batches import check_fingerprint
 from ldm_jax.donor import initialised_from, open_donor, with_arrays
 from ldm_jax.train import sharding
@@ -23,6 +25,28 @@ def new_state(job, stage, key) -> State:
     if job.config["init_from"] and not job.base:
         state = initialised_from(job.config["init_from"], open_donor(job.config), state, job.mesh)
     return with_arrays(job.texts, state) if job.texts else state
+
+
+def conditioner_params(job, stage, key) -> dict:
+    """{"conditioner": ...} as a run begins with it; nothing else of the state is made.
+
+    Raises:
+      UserError: the model that config.init_from names has another conditioner.
+    """
+    if job.base:
+        return {"conditioner": job.base.params["conditioner"]}
+    made = jax.jit(lambda key: stage.init(key).params["conditioner"], out_shardings=sharding.replicated(job.mesh))(key)
+    given = {}
+    if job.config["init_from"]:
+        every = open_donor(job.config).everything("ema", job.mesh)
+        given = {path: leaf for path, leaf in paths(every) if path.startswith("conditioner/")}
+        wanted = dict(paths({"conditioner": made}))
+        wrong = [path for path, leaf in given.items() if path not in wanted or wanted[path].shape != leaf.shape]
+        if wrong:
+            raise UserError(f"config.init_from={job.config['init_from']}: its conditioner is another: {', '.join(wrong[:5])}")
+    given = {path: np.asarray(leaf) for path, leaf in (given | dict(job.texts)).items()}
+    everywhere = sharding.replicated(job.mesh)
+    return map_with_path(lambda path, leaf: jax.device_put(given[path], everywhere) if path in given else leaf, {"conditioner": made})
 
 
 def open_state(job, store: Store, stage, key) -> tuple[State, float]:

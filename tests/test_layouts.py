@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ldm_jax import layouts, output
+from ldm_jax import told as told_module
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.boxes import boxes_tokens
 from ldm_jax.models.bert_text import BertSpec
@@ -118,6 +119,20 @@ def test_small_pictures_have_a_size_that_fits(tmp_path):
             layouts.drawn(fake(), size, {"low_res": files}, 2)
 
 
+def test_pictures_of_one_call_are_for_images_of_one_size():
+    """Mistake: a traceback from the network, where a map and a small picture do not lie on each other; colour told to a grey model."""
+    part = types.SimpleNamespace
+    reads = part(parts=(part(fields=("map",), halvings=2), part(fields=("low_res",)), part(fields=("image", "mask"))))
+    right = {"map": np.zeros((1, 16, 32)), "low_res": np.zeros((1, 4, 8, 3)), "mask": np.zeros((1, 16, 32))}
+    told_module._check_sizes(reads, right, 4)
+    with pytest.raises(UserError, match="low_res for 64x64, map for 32x16, mask for 32x16: the pictures of a call are for images of one"):
+        told_module._check_sizes(reads, right | {"low_res": np.zeros((1, 16, 16, 3))}, 4)
+    model = fake()
+    model.experiment.conditioner.fields = ("low_res",)
+    with pytest.raises(UserError, match=r"low_res: expected pictures of 1 channels, got \[1, 8, 8, 3\]"):
+        told_module._fields(model, {"low_res": np.zeros((1, 8, 8, 3), np.uint8)})
+
+
 @pytest.mark.parametrize("text, told", [
     ("{", "not JSON that can be read"), ("[]", "it holds no layout"), ("3", "layout 0: it is no object"),
     ('{"boxes": []}', "it has no labels"),
@@ -177,7 +192,8 @@ def test_borders_are_painted_around_a_picture(tmp_path):
     for init, mask in ((wishes["init"][0], wishes["mask"]), (told["image"][0], told["mask"][0])):
         assert np.array_equal(init[:24, 8:28, 0], image) and not mask[:24, 8:28].any() and mask.sum() == 40 * 32 - 24 * 20
         assert (init[:24, :8, 0] == image[:, :1]).all() and (init[24:, 8:28, 0] == image[-1]).all()
-    assert pictures.wishes(fake(fields=("image", "mask")), size) == {}
+    pasted = pictures.wishes(fake(fields=("image", "mask")), size)
+    assert pasted.keys() == {"paste"} and all(np.array_equal(a, b) for a, b in zip(pasted["paste"], (told["image"], told["mask"])))
     for ask, words in ((lambda: size_of((32, 32), pictures), "--size=32x32: --init_image with --outpaint is 32x40"),
                        (lambda: output.pictures_of("a.png", "m.png", None, "1,0,0,0"), "--mask and --outpaint: give one of them"),
                        (lambda: Pictures("a.png").told(fake()), "--mask: this model fills in .*or --outpaint")):

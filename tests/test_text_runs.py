@@ -128,14 +128,15 @@ def test_an_encoder_is_that_of_its_folder(trained):
     ("bert", dict(layers=2, width=32), "has width=32, layers=2; to take it write width=16, layers=1 into config.conditioner"),
     ("bert,bert", {}, "2 folders for 1 text encoders"), ("words", {}, "not a folder of diffusers"), ("gone", {}, "no such folder"),
     ("bert", dict(reads="boxes_tokens"), "the conditioner reads no text"), ("clip", {}, r"CLIPTextModel: expected LDMBertModel"),
-    ("short", {}, "1 tensors differ: model.layer_norm.bias")])
+    ("short", {}, "1 tensors differ: model.layer_norm.bias"), ("pipeline", {}, "a whole pipeline .* as .*/pipeline/text_encoder")])
 def test_other_encoders_are_refused(tmp_path, named, change, match):
     """Mistake: tensors of another architecture taken, or left as they were drawn, in silence."""
     encoder_folder(tmp_path / "bert", WORDS)
     (tmp_path / "words").mkdir()
-    for copy in ("clip", "short"):
+    for copy in ("clip", "short", "pipeline"):
         shutil.copytree(tmp_path / "bert", tmp_path / copy)
     (tmp_path / "clip" / "config.json").write_text(json.dumps({"architectures": ["CLIPTextModel"]}))
+    (tmp_path / "pipeline" / "model_index.json").write_text("{}")
     tensors = load_file(tmp_path / "short" / "model.safetensors")
     save_file({name: array for name, array in tensors.items() if name != "model.layer_norm.bias"}, tmp_path / "short" / "model.safetensors")
     conditioner = choices.conditioner(WORDS | change, "here", 0, 1)
@@ -200,8 +201,8 @@ def test_cut_captions_are_counted(capsys):
 
 @pytest.mark.slow
 def test_clip_states_are_those_of_transformers(tmp_path, unstepped):
-    """Mistake: states of another layer, windows of another tokenizer, in a run from its folders to its samples."""
-    torch = pytest.importorskip("torch")
+    """Mistake: states of another layer, windows of another tokenizer, from the folders to a prompt; the wrong half of a CLIP."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     pytest.importorskip("diffusers")
     from tests.interop import tiny
     from tests.nn.parity import agree
@@ -214,6 +215,12 @@ def test_clip_states_are_those_of_transformers(tmp_path, unstepped):
     run, text = tmp_path / "run", dict(name="folder", folder=str(vocabulary))
     launch.train(text_config(tmp_path / "clip", text, conditioner=section), str(run))
     with torch.no_grad():
-        ids = tiny.tokenizer()(["a red cat", "dog"], padding="max_length", max_length=tiny.LENGTH).input_ids
+        ids = tiny.tokenizer()(PROMPTS, padding="max_length", max_length=tiny.LENGTH, truncation=True).input_ids
         states = theirs(torch.tensor(ids)).last_hidden_state
-    agree("tokens", np.asarray(ldm.load(run).condition(prompts=["a red cat", "dog"]).given.tokens), states)
+    agree("tokens", np.asarray(ldm.load(run).condition(prompts=PROMPTS).given.tokens), states)
+    layers = dict(num_hidden_layers=2, num_attention_heads=2, hidden_size=32, intermediate_size=128)
+    both = transformers.CLIPModel(transformers.CLIPConfig(text_config=theirs.config.to_dict(), projection_dim=6,
+                                                          vision_config=layers | dict(image_size=12, patch_size=4)))
+    both.save_pretrained(tmp_path / "both")
+    table = open_encoders(str(tmp_path / "both"), choices.conditioner(section, "here", 0, 1))["conditioner/encoder/token_embedding"]
+    assert np.array_equal(np.asarray(table), both.text_model.embeddings.token_embedding.weight.detach().numpy())

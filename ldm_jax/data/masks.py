@@ -17,7 +17,7 @@ from ldm_jax.data.maker import Maker
 PUBLISHED = 256  # the side, in pixels, that LaMa's lengths are of
 SEGMENTS = 5  # of a stroke, at most
 LENGTH, WIDTH = 10, 5  # the least, of 256
-STRAIGHT = (0.0, 4.0)  # a stroke turns by an angle between these, in radians, to one side
+TURNS = (0.0, 4.0)  # the directions of a stroke's pieces, in radians; every other stroke has them the other way round
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class FreeForm(Maker):
         for i in range(int(rng.integers(self.least, self.most + 1))):
             here = np.array([int(rng.random() * high) + 0.5, int(rng.random() * wide) + 0.5])  # a pixel's centre: never an empty mask
             for _ in range(int(rng.integers(1, SEGMENTS + 1))):
-                angle = (1 if i % 2 else -1) * rng.uniform(*STRAIGHT)
+                angle = (1 if i % 2 else -1) * rng.uniform(*TURNS)
                 length = unit * (LENGTH + self.length * rng.random())
                 width = unit * (WIDTH + self.width * rng.random())
                 there = np.clip(here + length * np.array([np.cos(angle), np.sin(angle)]), 0, (high, wide))
