@@ -235,6 +235,8 @@ def test_what_is_no_scene_is_told_by_its_fault():
     egg = ((egg[0] / 6.4) ** 2 + (egg[1] / 4.9) ** 2 <= 1).reshape(32, 8, 32, 8).mean((1, 3))[..., None]
     image = np.rint(120 + egg * (np.array((40, 80, 220)) - 120)).astype(np.uint8)
     assert broken(image=image) == {"shapes"} and not faults(image, Shown(image[None]).covers[0], LOOSE)
+    found = JUDGES["unconditional"](Shown(image[None]), Held([], image[None]))
+    assert (found["valid"].value[0], found["valid_0.25"].value[0]) == (False, True)
     speck = draw(Scene((one,), PLAIN), 32)[0]
     speck[25:27, 25:27] = (220, 40, 40)  # too small for a thing
     assert broken(image=speck) == {"ground"}
