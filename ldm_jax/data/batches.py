@@ -20,6 +20,7 @@ from ldm_jax.data.transforms import Window, describe, to_float
 
 SEED_LIMIT = 2**32 - 1
 ENDLESS = 2**62  # rows
+MAPS = {"segmentation", "depth"}  # of a record: [H, W], on the image
 READ_TOGETHER = 16  # rows that a thread reads at once: Grain's cost for each element is about 50 us
 ORDER = "grain-shuffle-1"  # raise it when the order of records for a seed changes
 
@@ -54,9 +55,11 @@ class _Reader:
         generators = [self._generator(transform, place, position) for place, transform in enumerate(self.transforms)]
         height, width = found["image"].shape[:2]
         shown = dict(found) | {"size": (width, height), "window": window_of(self.transforms, generators, found["image"])}
-        if "segmentation" in found:
+        for name in MAPS & found.keys():
             for place, transform in enumerate(self.transforms):
-                shown["segmentation"] = transform.of_map(shown["segmentation"], self._generator(transform, place, position))
+                shown[name] = transform.of_map(shown[name], self._generator(transform, place, position))
+        if self.seed is not None and found.get("captions"):
+            shown["caption"] = found["captions"][int(self._generator_of("caption", position, 0).random() * len(found["captions"]))]
         if "boxes" in found and shown["window"][4]:
             shown["boxes"] = np.asarray([1, 0, 1, 0], np.float32) + np.asarray([-1, 1, -1, 1], np.float32) * found["boxes"][:, [2, 1, 0, 3]]
         return shown
