@@ -95,6 +95,8 @@ class Prepared:
         if "boxes" in self._keys:
             objects = row[self._keys["boxes"]]
             boxes = np.array(objects["bbox"], np.float32).reshape(-1, 4)
+            if not ((boxes >= 0) & (boxes <= 1)).all():
+                raise UserError(f"{where}: {self._keys['boxes']}: expected top, left, bottom, right in 0 to 1, got {boxes.max():g}")
             record |= {"boxes": boxes[:, [1, 0, 3, 2]], "box_labels": np.array(objects["label"], np.int32).reshape(-1)}
         if "segmentation" in self._keys:
             record["segmentation"] = fitting(read_classes(bytes(row[self._keys["segmentation"]]), where), record["image"], where)
@@ -123,7 +125,7 @@ def _feature(features, kind: str, key: str, dataset: str):
 def _inside(feature) -> Mapping:
     """The features of each thing in a sequence; {} of any other feature."""
     inside = getattr(feature, "feature", None)
-    return inside if hasattr(inside, "keys") else {}
+    return dict(inside.items()) if hasattr(inside, "items") else {}
 
 
 def _value(row: Mapping, key: str):
@@ -140,9 +142,9 @@ def _check_boxes(feature, key: str, dataset: str) -> tuple[str, ...]:
         has = ", ".join(f"{name}: {type(found).__name__}" for name, found in inside.items()) or type(feature).__name__
         raise UserError(f"boxes={key!r}: expected a sequence of objects with bbox (a BBoxFeature) and label (a ClassLabel), {dataset} has "
                         f"{has} there")
-    form = getattr(inside["bbox"], "bbox_format", None)
-    if getattr(form, "name", "REL_YXYX") != "REL_YXYX":
-        raise UserError(f"boxes={key!r}: {dataset} keeps boxes as {form.name}, expected REL_YXYX: top, left, bottom, right in 0 to 1")
+    form = getattr(inside["bbox"].bbox_format, "name", "REL_YXYX")  # those prepared before there was a choice say nothing
+    if form != "REL_YXYX":
+        raise UserError(f"boxes={key!r}: {dataset} keeps boxes as {form}, expected REL_YXYX: top, left, bottom, right in 0 to 1")
     return tuple(inside["label"].names)
 
 

@@ -164,7 +164,7 @@ def test_a_square_crop_is_of_the_shorter_side():
     assert 30 <= sides.min() < 32 and 58 < sides.max() <= 60 and abs(sides.mean() - 45) < 1.5
     lefts = [left * 200 for left, *_ in windows]
     assert min(lefts) < 3 and max(left + side for left, side in zip(lefts, sides)) > 197
-    assert crop.window(60, 200, None) == (0.35, 0.0, 0.65, 1.0, False) and crop(ramp, None)[0, 0, 0] == pytest.approx(72, abs=1)
+    assert crop.window(60, 200, None) == (0.35, 0.0, 0.65, 1.0, False) and int(crop(ramp, None)[0, 0, 0]) in (72, 73)
     assert SquareCrop(10, smallest=2 / 3, largest=2 / 3).window(60, 200, np.random.default_rng(0))[3] <= 1
     with pytest.raises(UserError, match="a crop of 60x60 of the 200x60 image is smaller than resolution 61"):
         SquareCrop(61)(ramp, None)
