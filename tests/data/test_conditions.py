@@ -71,7 +71,8 @@ def test_maps_are_read_as_the_numbers_they_store():
     (read_classes, encoded(np.zeros((4, 4, 3), np.uint8)), "colour mode RGB: expected one number a pixel.* or one with a palette"),
     (read_classes, encoded(np.zeros((4, 4, 2), np.uint8)), "colour mode LA"), (read_depth, encoded(paletted(NUMBERS)), "colour mode P"),
     (read_classes, encoded(NUMBERS, "JPEG"), "expected one of PNG"), (read_classes, b"", "the file is empty"),
-    (read_classes, encoded(NUMBERS)[:-30], "damaged or cut short")])
+    (read_classes, encoded(NUMBERS)[:-30], "damaged or cut short"),
+], ids=["colour", "transparent", "depth of a palette", "jpeg", "empty", "cut"])
 def test_what_is_no_map_is_refused(read, data, message):
     """Mistake: a coloured picture taken for classes by its luma; a JPEG, whose numbers are not those that were drawn."""
     with pytest.raises(UserError, match=f"'m.png': .*{message}"):
