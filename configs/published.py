@@ -7,7 +7,7 @@ A first stage, and a diffusion model on it (which needs the first stage's kind, 
 
 Not as published:
 - The perceptual loss is off until config.loss.perceptual_weights names a file (then set config.loss.perceptual=1), and updates are clipped.
-- Text, boxes, maps and masks: such kinds build and load, and cannot be trained before the data has these.
+- Text, boxes, maps and masks: config.data.fields must say how batches get them; configs/papers.py does so for the data sets.
 - Numbers that the authors did not give are ours; UNPUBLISHED says which of which kind. A rate is the authors' base rate times the images of
   a step, on one device, where they wrote one; theirs was multiplied by devices too.
 - sd1 is 1.1 to 1.5 in one run at 512: 237k, 194k, 515k and 595k steps, of which the first 237k were at 256. sd-vae was trained on from

@@ -9,6 +9,8 @@ from ldm_jax.data.fields import FIELDS
 from ldm_jax.data.sources import SOURCES
 from ldm_jax.data.transforms import TRANSFORMS
 
+KNOWN = ("classes", "count")  # of a conditioner, which the makers of what it reads are given
+
 
 def open_source(config: Mapping, split: str):
     """The source of a split, chosen from config.data.source."""
@@ -47,10 +49,13 @@ def fields_of(config: Mapping, conditioner, factor: int, tokenizers: Mapping | N
     sections = config["data"].get("fields", {})
     if not isinstance(sections, Mapping):
         raise UserError(f"config.data.fields={sections!r}: expected sections by field, as dict(map=dict(name='segmentation'))")
-    specs = {name: spec for part in getattr(conditioner, "parts", (conditioner,)) for name, spec in getattr(part, "specs", {}).items()}
+    parts = getattr(conditioner, "parts", (conditioner,))
+    specs = {name: spec for part in parts for name, spec in getattr(part, "specs", {}).items()}
+    known = {name: {key: getattr(part, key) for key in KNOWN if hasattr(part, key)} for part in parts
+             for name in getattr(part, "fields", ())}
     made = {}
     for name, section in sections.items():
-        given = {"spec": specs[name]} if name in specs else {}
+        given = ({"spec": specs[name]} if name in specs else {}) | known.get(name, {})
         given |= {"opened": (tokenizers or {}).get(name), "field": name, "factor": factor, "resolution": config["data"]["resolution"]}
         made[name] = choose(FIELDS, section, f"config.data.fields.{name}", **given)
         if name not in made[name].gives:

@@ -94,7 +94,8 @@ def shapes_of(variant: str):
     channels = 1 if "demo" in variant and config["task"] != "autoencoder" else 3
     if config.get("first_stage", "pixels") != "pixels":
         own = config_file.load(str(ROOT / "configs/demo/autoencoder.py"))
-        published = variant.partition(":")[2]
+        file, _, word = variant.partition(":")
+        published = runpy_module(file).get("FIRST_STAGES", {}).get(word, word)
         module = (autoencoder_of(ZOO[published]) if published in ZOO
                   else choices.autoencoder_of(own, choices.Facts(1, own["data"]["resolution"], 10)))
         first = FirstStage(module, unit_of(module.latent_channels))

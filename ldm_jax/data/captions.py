@@ -26,12 +26,7 @@ def read_captions(path: pathlib.Path, files: list[str]) -> dict[str, str]:
     layouts = {".txt": _from_txt, ".csv": _from_csv, ".jsonl": _from_jsonl}
     if path.suffix.lower() not in layouts:
         raise UserError(f"captions={str(path)!r}: expected a file that ends with {', '.join(layouts)}")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"captions={str(path)!r}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"captions={str(path)!r}: {error.strerror}; the path is relative to the folder of images") from None
+    text = read_text(path, "captions")
     known, captions = set(files), {}
     for number, file, caption in layouts[path.suffix.lower()](text, str(path)):
         here, caption = f"{str(path)!r} line {number}", caption.strip()
@@ -50,6 +45,30 @@ def read_captions(path: pathlib.Path, files: list[str]) -> dict[str, str]:
     return captions
 
 
+def read_text(path: pathlib.Path, key: str) -> str:
+    """A file's text. Raises UserError: it cannot be read; key: of the config, that names it."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{key}={str(path)!r}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{key}={str(path)!r}: {error.strerror}; the path is relative to the folder of images") from None
+
+
+def json_lines(text: str, where: str, expected: str):
+    """Yields (line number, object) of one JSON object a line. Raises UserError: another line; expected: what is."""
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where!r} line {number}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{where!r} line {number}: expected an object with {expected}")
+        yield number, row
+
+
 def _from_txt(text: str, where: str):
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         if line.strip():
@@ -62,7 +81,7 @@ def _from_txt(text: str, where: str):
 def _from_csv(text: str, where: str):
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        file_key, text_key = (_key(rows.fieldnames or (), keys, where, 1) for keys in (FILE_KEYS, TEXT_KEYS))
+        file_key, text_key = (key_in(rows.fieldnames or (), keys, where, 1) for keys in (FILE_KEYS, TEXT_KEYS))
         for row in rows:
             if row[text_key] is None or None in row:
                 raise UserError(f"{where!r} line {rows.line_num}: {'too many' if None in row else 'too few'} columns; "
@@ -73,22 +92,15 @@ def _from_csv(text: str, where: str):
 
 
 def _from_jsonl(text: str, where: str):
-    for number, line in enumerate(io.StringIO(text, newline=None), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where!r} line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{where!r} line {number}: expected an object with file_name and text")
-        values = [row[_key(row, keys, where, number)] for keys in (FILE_KEYS, TEXT_KEYS)]
+    for number, row in json_lines(text, where, "file_name and text"):
+        values = [row[key_in(row, keys, where, number)] for keys in (FILE_KEYS, TEXT_KEYS)]
         if not all(isinstance(value, str) for value in values):
             raise UserError(f"{where!r} line {number}: file_name and text must be strings")
         yield number, *values
 
 
-def _key(there, keys: tuple[str, ...], where: str, number: int) -> str:
+def key_in(there, keys: tuple[str, ...], where: str, number: int) -> str:
+    """Which one of the keys is there, in a line of a file."""
     found = [key for key in keys if key in there]
     if len(found) != 1:
         raise UserError(f"{where!r} line {number}: expected one of {' or '.join(keys)}, found {', '.join(map(str, there)) or 'nothing'}")

@@ -3,6 +3,7 @@
 import functools
 import io
 import os
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -35,17 +36,21 @@ def read_image(file: str | bytes, channels: int, where: str) -> np.ndarray:
       UserError: empty, truncated or damaged files, no image, float or 32-bit or 16-bit signed samples, several frames,
         more than 89 Mpx. (A flipped bit inside JPEG data decodes to other pixels: nobody can see that here.)
     """
+    return decoded(file, where, lambda image: _array(image, channels), _known())
+
+
+def decoded(file: str | bytes, where: str, read: Callable, formats: tuple[str, ...]) -> np.ndarray:
+    """What `read` makes of an open image, which is checked first; formats: of Pillow, that may be. Otherwise as `read_image`."""
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_known()) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats) as image:
             _refuse(image)
-            image.load()
-            return _array(image, channels)
+            return read(image)
     except UserError as error:
         raise UserError(f"{where!r}: {error}") from None
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise UserError(f"{where!r}: cannot be opened ({error.strerror})") from None
     except Image.UnidentifiedImageError:
-        raise UserError(f"{where!r}: {_what(file)}; expected one of {', '.join(_known())}") from None
+        raise UserError(f"{where!r}: {_what(file)}; expected one of {', '.join(formats)}") from None
     except Image.DecompressionBombError:
         raise UserError(f"{where!r}: more than {PIXEL_LIMIT} pixels (89 Mpx); make it smaller first") from None
     except Exception as error:  # decoders of untrusted bytes raise almost anything
@@ -78,6 +83,7 @@ def _refuse(image: Image.Image) -> None:
 
 
 def _array(image: Image.Image, channels: int) -> np.ndarray:
+    image.load()
     upright = ImageOps.exif_transpose(image)
     wanted = "RGB" if channels == 3 else "L"
     if upright.mode.startswith("I"):

@@ -5,14 +5,15 @@ the same record gives other numbers; `describe() -> dict`, JSON-able; and the ca
 batch axis. rng is a generator of its own, of (seed, field, position) in training, of (field, record) in evaluation. One that must know
 whose records it is given has `of_source(source)`, the maker that is called for them.
 
-The record is the source's, after the transforms: "image" uint8 [H, W, C] and "segmentation" uint8 [H, W] as shown; "boxes"
-float32 [n, 4], left, top, right, bottom in 0 .. 1 of the WHOLE image, mirrored if that is; "window", (left, top, right, bottom,
-mirrored), what is shown of it; "size", its (width, height) before the transforms; "caption", "box_labels"; "index", "record".
+The record is the source's, after the transforms: "image" uint8 [H, W, C], "segmentation" uint8 or uint16 [H, W], "depth" float32
+[H, W] as shown; "boxes" float32 [n, 4], left, top, right, bottom in 0 .. 1 of the WHOLE image, mirrored if that is; "window", (left,
+top, right, bottom, mirrored), what is shown of it; "size", its (width, height) before the transforms; "caption", "box_labels"; "index",
+"record".
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -27,12 +28,71 @@ from ldm_jax.data.neighbours_field import NEIGHBOURS
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation(Maker):
-    """The class of each pixel: map int32 [H, W]."""
+    """The class of each pixel: map int32 [H, W].
 
+    Fields:
+      classes: of the conditioner (given), which a map may not exceed; 0 for any.
+      other: what pixels of other classes are taken for, as those that a data set leaves without a class (255); -1 refuses them.
+    """
+
+    classes: int = 0
+    other: int = -1
     gives: ClassVar[tuple[str, ...]] = ("map",)
 
+    def __post_init__(self):
+        if self.other < -1 or self.classes and self.other >= self.classes:
+            raise UserError(f"other={self.other}: expected a class from 0 to {self.classes - 1}, or -1 for none")
+
+    def describe(self) -> dict:
+        """`classes` refuses maps and changes none."""
+        return {"maker": type(self).__name__, "version": self.version} | ({"other": self.other} if self.other >= 0 else {})
+
     def __call__(self, record: Mapping, rng) -> dict[str, np.ndarray]:
-        return {"map": np.asarray(taken(record, "segmentation"), np.int32)}
+        found = np.asarray(taken(record, "segmentation"), np.int32)
+        strange = (found >= self.classes) & (self.classes > 0)
+        if strange.any() and self.other < 0:
+            raise UserError(f"segmentation: {strange.mean():.1%} of its pixels are of classes that the conditioner has not, as "
+                            f"{found[strange][0]}; expected 0 to {self.classes - 1}, or config.data.fields.map.other, the class to take "
+                            "them for")
+        return {"map": np.where(strange, np.int32(self.other), found)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Depth(Maker):
+    """The depth of each pixel, in the data's unit: depth float32 [H, W], larger is nearer.
+
+    nearer: which of the data's numbers are nearer; "smaller" for distances, as sensors measure them, whose sign is turned.
+    """
+
+    nearer: Literal["larger", "smaller"] = "larger"
+    gives: ClassVar[tuple[str, ...]] = ("depth",)
+
+    def __call__(self, record: Mapping, rng) -> dict[str, np.ndarray]:
+        found = np.asarray(taken(record, "depth"), np.float32)
+        return {"depth": found if self.nearer == "larger" else -found}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes(Maker):
+    """What SDXL is told of an image (arXiv 2307.01952, section 2.2): sizes float32 [6], height and width before the transforms, top and
+
+    left of the crop in pixels of the image as it is resized (mirrored, where that is), height and width that come out.
+
+    count: of the conditioner (given).
+    """
+
+    count: int = 6
+    gives: ClassVar[tuple[str, ...]] = ("sizes",)
+
+    def __post_init__(self):
+        if self.count != 6:
+            raise UserError(f"sizes: the conditioner reads {self.count} numbers of an image; expected count=6, since data tells no others")
+
+    def __call__(self, record: Mapping, rng) -> dict[str, np.ndarray]:
+        (width, height), (left, top, right, bottom) = record["size"], record["window"][:4]
+        high, wide = record["image"].shape[:2]
+        corner = round(top * high / (bottom - top)), round(left * wide / (right - left))
+        return {"sizes": np.array([height, width, *corner, high, wide], np.float32)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,4 +123,5 @@ def boxes(spec) -> Boxes:
     return Boxes((spec.length - 2) // 3, spec.vocabulary)
 
 
-FIELDS = {"captions": captions, "segmentation": Segmentation, "boxes": boxes} | DEGRADATIONS | MASKS | NEIGHBOURS
+FIELDS = {"captions": captions, "segmentation": Segmentation, "boxes": boxes, "depth": Depth,
+          "sizes": Sizes} | DEGRADATIONS | MASKS | NEIGHBOURS

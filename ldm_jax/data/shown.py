@@ -10,6 +10,8 @@ import numpy as np
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.transforms import Window, to_float
 
+MAPS = {"segmentation", "depth"}  # of a record: [H, W], on the image
+
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
@@ -48,9 +50,9 @@ class Transformed:
         generators = [self._generator(place, draw) for place in range(len(self.transforms))]
         height, width = found["image"].shape[:2]
         shown = dict(found) | {"image": image, "size": (width, height), "window": window_of(self.transforms, generators, found["image"])}
-        if "segmentation" in found:
+        for name in MAPS & found.keys():
             for place, transform in enumerate(self.transforms):
-                shown["segmentation"] = transform.of_map(shown["segmentation"], self._generator(place, draw))
+                shown[name] = transform.of_map(shown[name], self._generator(place, draw))
         if "boxes" in found and shown["window"][4]:
             shown["boxes"] = np.asarray([1, 0, 1, 0], np.float32) + np.asarray([-1, 1, -1, 1], np.float32) * found["boxes"][:, [2, 1, 0, 3]]
         return shown

@@ -2,7 +2,8 @@
 
 A transform is called with a random generator of its own, or with None for its deterministic form (evaluation). Its
 `version` goes into the data fingerprint: raise it whenever the same input gives other pixels. What lies on the image goes
-with it, by generators of the same state: `of_map(map, rng)`, uint8 [H, W] of classes, never mixed; and `window(height, width,
+with it, by generators of the same state: `of_map(map, rng)`, [H, W] of classes, uint8 or uint16, never mixed, or of depths, float32,
+which bilinear resizing mixes; and `window(height, width,
 rng)`, what is shown of the image that it is given: (left, top, right, bottom, mirrored), in shares of it, after the mirror.
 `draws` says whether training gives other pixels than evaluation.
 
@@ -55,7 +56,7 @@ class CropResize:
         return resize(image, *size, self.filter)[top:top + self.resolution, left:left + self.resolution]
 
     def of_map(self, classes: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-        return dataclasses.replace(self, filter="nearest")(classes[..., None], rng)[..., 0]
+        return dataclasses.replace(self, filter=_filter_of(classes))(classes[..., None], rng)[..., 0]
 
     def window(self, height: int, width: int, rng: np.random.Generator | None) -> Window:
         (high, wide), top, left = self._cut(height, width, rng)
@@ -110,7 +111,7 @@ class RandomResizedCrop:
         return resize(image[top:top + high, left:left + wide], self.resolution, self.resolution, self.filter)
 
     def of_map(self, classes: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-        return dataclasses.replace(self, filter="nearest")(classes[..., None], rng)[..., 0]
+        return dataclasses.replace(self, filter=_filter_of(classes))(classes[..., None], rng)[..., 0]
 
     def window(self, height: int, width: int, rng: np.random.Generator | None) -> Window:
         top, left, high, wide = self._box(height, width, rng)
@@ -126,6 +127,51 @@ class RandomResizedCrop:
                 return int(down * (height - high + 1)), int(right * (width - wide + 1)), high, wide
         side = min(height, width)
         return (height - side) // 2, (width - side) // 2, side, side
+
+
+@dataclasses.dataclass(frozen=True)
+class SquareCrop:
+    """A square anywhere in the image whose side is `smallest`..`largest` of the shorter one (uniform), resized to `resolution`.
+
+    Equal ends are crops of one size: 2/3 is what cropping 256 from images of 384 shows. Evaluation takes the centred square of `largest`.
+    """
+
+    resolution: int
+    smallest: float = 0.5
+    largest: float = 1.0
+    filter: Filter = "box"
+    enlarge: bool = False
+    name: ClassVar[str] = "square_crop"
+    version: ClassVar[int] = 1
+
+    def __post_init__(self):
+        _check_side(self.resolution)
+        _check_word("filter", self.filter, FILTERS)
+        if not 0 < self.smallest <= self.largest <= 1:
+            raise UserError(f"smallest={self.smallest}, largest={self.largest}: expected shares of the shorter side in order, above 0 "
+                            "and up to 1")
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        top, left, side = self._square(image.shape[0], image.shape[1], rng)
+        if side < self.resolution and not self.enlarge:
+            raise UserError(f"a crop of {side}x{side} of the {image.shape[1]}x{image.shape[0]} image is smaller than resolution "
+                            f"{self.resolution}: raise smallest, choose a smaller resolution, or write enlarge=True in square_crop")
+        return resize(image[top:top + side, left:left + side], self.resolution, self.resolution, self.filter)
+
+    def of_map(self, classes: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        return dataclasses.replace(self, filter=_filter_of(classes))(classes[..., None], rng)[..., 0]
+
+    def window(self, height: int, width: int, rng: np.random.Generator | None) -> Window:
+        top, left, side = self._square(height, width, rng)
+        return left / width, top / height, (left + side) / width, (top + side) / height, False
+
+    def _square(self, height: int, width: int, rng) -> tuple[int, int, int]:
+        """(top, left, side)."""
+        share = self.largest if rng is None else self.smallest + (self.largest - self.smallest) * rng.random()
+        side = max(1, round(share * min(height, width)))
+        if rng is None:
+            return (height - side) // 2, (width - side) // 2, side
+        return int(rng.random() * (height - side + 1)), int(rng.random() * (width - side + 1)), side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +204,10 @@ class Flip:
 
 
 def resize(image: np.ndarray, height: int, width: int, filter: Filter) -> np.ndarray:
-    """uint8 [H, W, C] -> uint8 [height, width, C], C 1 or 3; see the top of the file for how."""
+    """uint8 [H, W, C] -> uint8 [height, width, C], C 1 or 3; see the top of the file for how. For C = 1 also float32, and uint16 by the
+
+    nearest.
+    """
     if image.shape[:2] == (height, width):
         return image
     grey = image.shape[2] == 1
@@ -177,6 +226,10 @@ def describe(transform) -> dict:
     return {"name": transform.name, "version": transform.version} | dataclasses.asdict(transform)
 
 
+def _filter_of(numbers: np.ndarray) -> Filter:
+    return "bilinear" if numbers.dtype.kind == "f" else "nearest"
+
+
 def _check_side(resolution: int) -> None:
     if not 1 <= resolution <= 16384:
         raise UserError(f"resolution={resolution}: expected 1 to 16384")
@@ -187,4 +240,4 @@ def _check_word(key: str, word: str, known) -> None:
         raise UserError(f"{key}={word!r}: expected one of {', '.join(known)}")
 
 
-TRANSFORMS = {"crop_resize": CropResize, "random_resized_crop": RandomResizedCrop, "flip": Flip}
+TRANSFORMS = {"crop_resize": CropResize, "random_resized_crop": RandomResizedCrop, "square_crop": SquareCrop, "flip": Flip}

@@ -61,7 +61,7 @@ def test_to_float_ends():
 
 
 @pytest.mark.parametrize("section, message", [
-    (dict(name="crop_resize", crop="center"), "crop"), (dict(name="crop_resize", filter="nearest"), "filter"),
+    (dict(name="crop_resize", crop="center"), "crop"), (dict(name="crop_resize", filter="spline"), "filter"),
     (dict(name="flip", probability=1.5), "0 to 1"), (dict(name="random_resized_crop", smallest=0.0), "smallest"),
     (dict(name="flip", p=0.5), "does not take p"), (dict(name="crop_resize", resolution=0), "1 to 16384"),
     (dict(name="rotate"), "expected one of"),
