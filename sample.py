@@ -21,12 +21,14 @@ GUIDE = flags.DEFINE_string("guide", "", "A second model: a weaker one, or a cla
 THRESHOLD = flags.DEFINE_string("threshold", "", "none, clip, dynamic or a section: limits on pixels; empty: the model's own.")
 INIT = flags.DEFINE_string("init_image", "", "A picture to start from, with --strength or --mask.")
 MASK = flags.DEFINE_string("mask", "", "A picture: --init_image is made anew where it is white, and kept where it is black.")
+OUTPAINT = flags.DEFINE_string("outpaint", "", "LEFT,TOP,RIGHT,BOTTOM: pixels to make around --init_image, as 0,0,64,0.")
 STRENGTH = flags.DEFINE_float("strength", None, "How much of the way is run from --init_image: above 0, up to 1.")
 LORA = flags.DEFINE_multi_string("lora", None, "A LoRA, PATH or PATH:SCALE: a run that trained one, or a file; may be repeated.")
 KIND = flags.DEFINE_string("kind", "", "Which published model a file is, where its tensors fit several, as sd2; see docs/published.md.")
 VARIANT = flags.DEFINE_string("variant", "", "Which weights of a folder of diffusers, as fp16; empty: the plain ones.")
 SIZE = flags.DEFINE_string("size", "", "WIDTHxHEIGHT of the images, as 512x768; empty: as trained.")
 TILE = flags.DEFINE_integer("tile", None, "Decode by overlapping tiles of this side in latents, for large images; 64 is usual.")
+WINDOW = flags.DEFINE_string("window", "", "Denoise on overlapping windows of this side in latents, for sizes beyond the trained; 32,0.5.")
 DECODE_BATCH = flags.DEFINE_integer("decode_batch", None, "Images decoded at a time; 1 takes the least memory. All of a batch by default.")
 DTYPE = flags.DEFINE_string("dtype", "", "What to compute in: bfloat16 (half the memory) or float32; empty: the model's own.")
 REFINER = flags.DEFINE_string("refiner", "", "A second model for the last steps, as of SDXL; --handover says from where.")
@@ -37,9 +39,17 @@ PROMPTS_FILE = flags.DEFINE_string("prompts_file", "", "A file with a prompt on 
 LONG = flags.DEFINE_enum("long_prompts", "one", ["one", "many"], "A text beyond the encoder's window loses its end, or is read in many.")
 CLIP_SKIP = flags.DEFINE_integer("clip_skip", None, "Layers of the CLIP text encoder to leave out at its end, beside the model's own.")
 TOKENIZER = flags.DEFINE_string("tokenizer", "", "A folder with the vocabulary of the text encoder, or one of each, by commas.")
-DEPTH = flags.DEFINE_string("depth_image", "", "A depth picture of the images' size, near is bright, for a model that is told depth.")
-LOW_RES = flags.DEFINE_string("low_res", "", "A small picture to enlarge, for a model that does.")
+DEPTH = flags.DEFINE_multi_string("depth_image", [], "A depth picture of the images' size, near is bright; repeat it for more.")
+LOW_RES = flags.DEFINE_multi_string("low_res", [], "A small picture to enlarge; repeat it for more, image i has picture i modulo them.")
+MAP = flags.DEFINE_multi_string("map", [], "A picture of class numbers (grey, or a palette's) that the images follow; repeat it for more.")
+BOXES = flags.DEFINE_string("boxes", "", 'JSON with {"boxes": [[left, top, right, bottom]], "labels": [3]}, 0 to 1, or a list of them.')
 NOISE_LEVEL = flags.DEFINE_integer("noise_level", None, "How much --low_res is noised first; 20 is usual.")
+EMBEDDER = flags.DEFINE_string("embedder", "", "A run of task embedding, or a folder with a CLIP, for what follows.")
+DATABASE = flags.DEFINE_string("database", "", "A folder of embeddings that python -m ldm_jax.cli.embed wrote.")
+OF_PROMPT = flags.DEFINE_multi_string("neighbours_of_prompt", [], "A text: the --k nearest records of --database are told; repeatable.")
+OF_IMAGE = flags.DEFINE_multi_string("neighbours_of_image", [], "The same of a picture; may be repeated.")
+NEAREST = flags.DEFINE_integer("k", None, "How many neighbours are told; 4 by default.")
+VARIATION = flags.DEFINE_multi_string("variation_of", [], "Tell a picture's own embedding, to vary it; may be repeated.")
 ORIGINAL = flags.DEFINE_string("original_size", "", "WIDTHxHEIGHT that the model is told the picture had; by default --size.")
 CROP = flags.DEFINE_string("crop", "", "LEFT,TOP where it is told that the picture was cropped; by default 0,0.")
 TARGET = flags.DEFINE_string("target_size", "", "WIDTHxHEIGHT that it is told of the crop; by default --size.")
@@ -52,19 +62,24 @@ PROCESSES = entry.process_flags()
 
 def main() -> None:
     from ldm_jax import output, pipeline, sizes, workdir
+    from ldm_jax.retrieved import retrieval_of
     from ldm_jax.said import Said, parse_pair, read_prompts, with_last
 
     prompts = tuple(PROMPT.value) + (read_prompts(PROMPTS_FILE.value) if PROMPTS_FILE.value else ())
     numbers = {flag.name: parse_pair(flag.value, f"--{flag.name}") for flag in (ORIGINAL, CROP, TARGET)}
     numbers |= {flag.name: flag.value for flag in (NOISE_LEVEL, AESTHETIC, CLIP_SKIP)}
-    said = Said(prompts, tuple(NEGATIVE_PROMPT.value), LONG.value, DEPTH.value, LOW_RES.value, numbers)
+    near = retrieval_of(EMBEDDER.value, DATABASE.value, {"texts": OF_PROMPT.value, "images": OF_IMAGE.value, "variations": VARIATION.value},
+                        NEAREST.value)
+    said = Said(prompts, tuple(NEGATIVE_PROMPT.value), LONG.value, tuple(DEPTH.value), tuple(LOW_RES.value), numbers,
+                maps=tuple(MAP.value), boxes=BOXES.value, retrieval=near)
     named = {flag.name: output.parse_choice(flag.value, f"--{flag.name}") for flag in (SAMPLER, GRID, THRESHOLD)}
     sampling = named | {"steps": STEPS.value, "guidance": output.parse_guidance(GUIDANCE.value)}
-    pictures = output.pictures_of(INIT.value, MASK.value, STRENGTH.value)
+    pictures = output.pictures_of(INIT.value, MASK.value, STRENGTH.value, OUTPAINT.value)
+    size = output.size_of(sizes.parse_size(SIZE.value), pictures)
     request = output.Request(NUMBER.value, SEED.value, output.parse_labels(LABELS.value), BATCH.value, ROUNDING.value, sampling,
                              output.parse_labels(NEGATIVE.value, "--negative_labels"), pictures=pictures,
-                             making={"size": sizes.parse_size(SIZE.value), "tile": TILE.value, "decode_batch": DECODE_BATCH.value,
-                                     "handover": HANDOVER.value}, said=said)
+                             making={"size": size, "tile": TILE.value, "decode_batch": DECODE_BATCH.value,
+                                     "window": sizes.parse_window(WINDOW.value), "handover": HANDOVER.value}, said=said)
     workdir.initialise(*PROCESSES())
     loaded = {"weights": WEIGHTS.value, "dtype": DTYPE.value or None}
     model = pipeline.load(MODEL.value, kind=KIND.value, variant=VARIANT.value, **loaded | ({"dtype": None} if LORA.value else {}))

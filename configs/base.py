@@ -6,7 +6,15 @@ from ml_collections import ConfigDict
 def base() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of initial parameters, data order and all random draws
-    config.data = dict(source=dict(name="digits"), transforms=(), fields=dict(), resolution=32, batch=64)
+    config.data = dict(
+        source=dict(name="digits"),
+        transforms=(),
+        variants=0,  # 0 draws the transforms of every image afresh; above, a record has so many variants, in turn from epoch to epoch
+        fields=dict(),
+        cache="",  # a folder made by python -m ldm_jax.cli.encode, to be read in the place of the images; may change when a run is resumed
+        resolution=32,
+        batch=64,
+    )
     config.optimizer = dict(name="adamw", b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.01, decay="kernels")
     config.learning_rate = dict(name="cosine", peak=1e-3, warmup=50, steps=1000, end=0.0)  # warmup and steps count updates of the optimizer
     config.clip_norm = 1.0  # 0: off
@@ -79,4 +87,17 @@ def classifier() -> ConfigDict:
         config[section] = diffusion[section]
     config.loss = dict(smoothing=0.0)
     config.optimizer.weight_decay = 0.05
+    return config
+
+
+def embedding() -> ConfigDict:
+    """One space for images and their captions, by contrast (CLIP): what retrieval searches with."""
+    config = base()
+    config.task = "embedding"
+    config.data.fields = dict(tokens=dict(name="captions", tokenizer=dict(name="bytes")))
+    config.network = dict(name="clip", projection=512, temperature=0.07, dtype="float32",
+                          image=dict(width=768, layers=12, heads=12, patch=32),
+                          text=dict(width=512, layers=12, heads=8, vocabulary=259, length=77, bos=256, eos=257, pad=258))
+    config.loss = dict(limit=100.0)
+    config.optimizer.update(b2=0.98, eps=1e-6, weight_decay=0.2)
     return config

@@ -85,8 +85,8 @@ def get_config(kind: str = ""):
     config = ldm() if row.sections else autoencoder()
     labels = dict(labels="folders") if row.classes else dict(labels="none")
     config.data = dict(source=dict(name="images", folder="", channels=row.channels, captions="", held_out=0.05, links="inside") | labels,
-                       transforms=(dict(name="crop_resize", crop="random"), *(dict(name="flip"),) * (kind in FLIPPED)), fields=dict(),
-                       resolution=row.resolution, batch=1)
+                       transforms=(dict(name="crop_resize", crop="random"), *(dict(name="flip"),) * (kind in FLIPPED)), variants=0,
+                       fields=dict(), cache="", resolution=row.resolution, batch=1)
     config.ema.decay = 0.9999 if (kind not in NOT_AVERAGED if row.sections else kind in AVERAGED) else 0.0
     if row.sections:
         _diffusion(config, row)

@@ -12,7 +12,8 @@ import importlib
 __version__ = "0.1.0"
 
 # Public names and where they live; they are imported when first used, so that importing the package costs nothing.
-_HOMES = {"load": "ldm_jax.pipeline", "load_clip": "ldm_jax.clip", "Model": "ldm_jax.pipeline", "Condition": "ldm_jax.core.types",
+_HOMES = {"load": "ldm_jax.pipeline", "load_clip": "ldm_jax.clip", "open_database": "ldm_jax.data.neighbours",
+          "neighbours": "ldm_jax.retrieved", "Model": "ldm_jax.pipeline", "Condition": "ldm_jax.core.types",
           "Level": "ldm_jax.core.types", "UserError": "ldm_jax.core.errors"}
 __all__ = sorted(_HOMES)
 

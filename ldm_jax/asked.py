@@ -12,9 +12,10 @@ from ldm_jax.core.types import Condition
 from ldm_jax.diffusion.guidance import Guided
 from ldm_jax.diffusion.guiding import ByClassifier, FromGuide
 from ldm_jax.ops.images import to_uint8
+from ldm_jax.parted import partials_of
 from ldm_jax.partners import check_guide, refined, refiner_told
 from ldm_jax.sampling import Inputs, Watch, Way, parts_of, way_of
-from ldm_jax.sizes import latent_shape
+from ldm_jax.sizes import latent_shape, window_of
 from ldm_jax.tiles import Share
 from ldm_jax.train.loop import fetch
 
@@ -31,12 +32,16 @@ class Asked:
       init: images as in `Model.encode`, to start from.
       strength: in (0, 1], the share of the steps that is run from init; 1, the default with a mask, makes all anew.
       mask: [H, W] or [N, H, W], bool or 0 .. 1: from 0.5 on an image is made anew, below it stays as init, to the pixel.
+      paste: (images, mask), as init and mask: the images' pixels are put over the samples where the mask stays, and nothing else is done
+        with them. For models that are told the masked image, whose decoder blurs what was known; a mask with init does it too.
       noise: [N, h, w, c] to start from instead of the seeds' draws; as of `Model.invert`.
       every, callback: callback(Glimpse) after each `every` network evaluations of a batch.
       size: (width, height) of the images in pixels; None is that of the condition's image, and else the trained one. init and mask
         have it too.
       tile, decode_batch: images are decoded (and init encoded) by tiles of this side in latents, and so many at a time; see
         `Model.decode`. None is whole, and all of a batch.
+      window: the side in latents, or (side, overlap), or a `windows.Window`: each evaluation is made on windows that overlap and are
+        blended, for sizes that are larger than trained. None is whole.
       refiner: a second Model of the same first stage and schedule, for the last rows of the same table.
       refiner_condition: what the refiner is told, its own Condition.
       handover: the share of the way, in the schedule's time, that is done when the refiner takes over.
@@ -48,12 +53,14 @@ class Asked:
     init: Any = None
     strength: float | None = None
     mask: Any = None
+    paste: Any = None
     noise: Any = None
     every: int = 1
     callback: Callable | None = None
     size: tuple[int, int] | None = None
     tile: int | None = None
     decode_batch: int | None = None
+    window: Any = None
     refiner: Any = None
     refiner_condition: Any = None
     handover: float | None = None
@@ -117,11 +124,13 @@ def prepare(model, condition: Condition | Guided | None, number: int, given: Map
     shape = latent_shape(model.experiment, asked.size, getattr(getattr(condition, "given", condition), "image", None),
                          asked.refiner.experiment.network.factor if way.refiner else 1)
     clean, keep, kept = _start(model, asked, number, shape)
+    kept = kept if asked.paste is None else _pasted(model, asked, number, shape)
     noise = None if asked.noise is None else np.asarray(asked.noise, np.float32)
     if noise is not None and noise.shape[1:] != shape:
         raise UserError(f"noise: expected [N, {', '.join(map(str, shape))}], got {list(noise.shape)}")
     null = model.spread(_null(model, condition, asked), number) if way.needs_null else None
-    told = way.told(model.spread(condition, number), null, _guide_told(asked, way, number))
+    given = partials_of(model, condition, way.choice) if way.needs_parts else condition
+    told = way.told(model.spread(given, number), null, _guide_told(asked, way, number))
     inputs = Inputs(told, *(None if x is None else spread(x, number, what) for x, what in
                             ((clean, "init"), (keep, "mask"), (noise, "noise"))), refiner_told(asked, way, number), shape)
     params = {"model": model.params, "guide": asked.guide.params} if way.needs_guide else model.params
@@ -141,7 +150,7 @@ def way_for(model, asked: Asked, section: Mapping, changes: Mapping) -> Way:
         if changes.get("guidance") is None:
             raise UserError("guide: say how strongly it guides, as guidance=2.0 or a section")
         guidance = by_guide(asked.guide, guidance)
-    parts = parts_of(model.experiment, asked.guide and asked.guide.experiment)
+    parts = parts_of(model.experiment, asked.guide and asked.guide.experiment, window_of(asked.window, model, asked.guide))
     way = way_of(parts, {**section, "guidance": guidance}, 1.0 if asked.strength is None else asked.strength)
     reads = {ByClassifier: "classifier", FromGuide: "diffusion"}.get(type(way.choice))
     if asked.guide is not None and asked.guide.experiment.task != reads:
@@ -180,6 +189,8 @@ def _check_alone(asked: Asked, way: Way) -> None:
         if way.method is not None and getattr(asked, name) is not None:
             raise UserError(f"{name}: this sampler has no rows, it starts from its own noise and is not watched; take a sampler of a "
                             "table, as ddim")
+    if asked.negative is not None and way.needs_parts:
+        raise UserError("negative: guidance 'each' steps away from each part's own; say it as model.condition(negative_labels=[...])")
     if asked.negative is not None and not way.needs_null:
         raise UserError("negative: without classifier-free guidance nothing steps away from it; set guidance above 1")
 
@@ -195,18 +206,38 @@ def _start(model, asked: Asked, number: int, shape: tuple[int, int, int]):
         raise UserError(f"init: expected images [N, {', '.join(map(str, size))}], got {list(images.shape)}")
     if asked.mask is None:
         return model.encode(images, tile=asked.tile), None, None
-    mask = np.asarray(asked.mask)
-    if mask.dtype.kind not in "biuf":
-        raise UserError(f"mask: expected numbers from 0 to 1, got {asked.mask!r:.40}")
-    mask = mask[None].astype(np.float32) if mask.ndim == 2 else mask.astype(np.float32)
-    if mask.ndim != 3 or mask.shape[1:] != size[:2] or len(mask) not in (1, number) or not (0 <= mask.min() and mask.max() <= 1):
-        raise UserError(f"mask: expected [{size[0]}, {size[1]}] or one for each image, from 0 (stays) to 1 (made anew); got "
-                        f"{list(mask.shape)} from {mask.min(initial=0):g} to {mask.max(initial=0):g}")
-    anew = mask >= 0.5
+    anew = _anew(asked.mask, size, number)
     clean, keep = model.encode(images, tile=asked.tile), keep_of(anew, f)
     if asked.strength in (None, 1):  # what is made anew starts from noise alone
         clean = clean * keep
     return clean, keep, (images if images.dtype == np.uint8 else to_uint8(images), anew)
+
+
+def _anew(mask, size: tuple[int, ...], number: int) -> np.ndarray:
+    """bool [1 or N, H, W], True where a mask makes anew images of this size."""
+    given, mask = mask, np.asarray(mask)
+    if mask.dtype.kind not in "biuf":
+        raise UserError(f"mask: expected numbers from 0 to 1, got {given!r:.40}")
+    mask = mask[None].astype(np.float32) if mask.ndim == 2 else mask.astype(np.float32)
+    if mask.ndim != 3 or mask.shape[1:] != size[:2] or len(mask) not in (1, number) or not (0 <= mask.min() and mask.max() <= 1):
+        raise UserError(f"mask: expected [{size[0]}, {size[1]}] or one for each image, from 0 (stays) to 1 (made anew); got "
+                        f"{list(mask.shape)} from {mask.min(initial=0):g} to {mask.max(initial=0):g}")
+    return mask >= 0.5
+
+
+def _pasted(model, asked: Asked, number: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(images uint8, where they are not pasted) of `paste`.
+
+    Raises:
+      UserError: no two arrays of the images' size; a mask with init, which says the same.
+    """
+    if asked.mask is not None or not isinstance(asked.paste, tuple | list) or len(asked.paste) != 2:
+        raise UserError("paste: expected (images, mask), and no mask beside init, which pastes by itself")
+    images, f = np.asarray(asked.paste[0]), model.experiment.autoencoder.factor
+    size = (shape[0] * f, shape[1] * f, model.experiment.facts.channels)
+    if images.ndim != 4 or images.shape[1:] != size or len(images) not in (1, number):
+        raise UserError(f"paste: expected images [{number}, {', '.join(map(str, size))}], got {list(images.shape)}")
+    return images if images.dtype == np.uint8 else to_uint8(images), _anew(asked.paste[1], size, number)
 
 
 def keep_of(anew: np.ndarray, factor: int) -> np.ndarray:

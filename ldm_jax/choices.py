@@ -11,7 +11,6 @@ from ldm_jax.config_tree import Problems
 from ldm_jax.core.choose import choose, fill, fits
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import check_seed
-from ldm_jax.diffusion import guiding
 from ldm_jax.diffusion.continuous import SCHEDULES
 from ldm_jax.diffusion.log_variance import LOG_VARIANCES
 from ldm_jax.diffusion.loss import LOSSES
@@ -34,6 +33,7 @@ from ldm_jax.train.sharding import Layout
 from ldm_jax.train.steps import Descent
 
 NETWORKS = {"unet": UNet}
+ON_LATENTS = ("diffusion", "classifier")  # tasks
 LATER = {"log_variance": {"name": "none"}, "offset_noise": 0.0, "sampling": {"threshold": {"name": "none"}},
          "lora": {"rank": 0, "alpha": 1.0, "targets": "attention"}, "text_encoders": ""}
 """What models had whose config was saved before there was a choice."""
@@ -246,17 +246,3 @@ def sampling_of(config, schedule, time_input) -> Mapping:
         except UserError as error:
             raise UserError(f"config.sampling: {error}") from None
     return section
-
-
-def check_guidance(config, conditioner) -> None:
-    """Raises UserError if samples are to be guided by a condition that the model never has, or whose null it never learns."""
-    value = config["sampling"].get("guidance") if isinstance(config["sampling"], Mapping) else None
-    if value is None or conditioner is None or conditioner.fields and conditioner.drop:
-        return
-    try:
-        guided = guiding.choice(value)
-    except UserError:
-        return  # told with the section
-    if "null" in guided.needs and not guided.never:
-        raise UserError(f"config.sampling.guidance={value}: without a condition that training drops (config.conditioner) there is nothing "
-                        "to guide by; write 1")

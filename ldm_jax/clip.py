@@ -1,4 +1,4 @@
-"""Images and texts as CLIP embeddings, from a local folder of transformers: what retrieval-augmented models are told.
+"""Images and texts as CLIP embeddings, of a run of task "embedding" or of a local folder of transformers.
 
     clip = ldm.load_clip("clip-vit-base-patch32")
     model.sample(model.condition(embeddings=clip.images(neighbours)[None]), seeds=[0])
@@ -14,9 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldm_jax import choices
+from ldm_jax import experiment as ex
+from ldm_jax.checkpoint.bundle import PAGE, STEPS
+from ldm_jax.config_tree import from_json
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.shapes import expect
-from ldm_jax.core.trees import nested, paths
+from ldm_jax.core.trees import content_digest, nested, paths
 from ldm_jax.data.prompts import encode_prompts
 from ldm_jax.data.tokenizers import Tokenizer, load_tokenizer
 from ldm_jax.interop import mapped
@@ -24,10 +28,14 @@ from ldm_jax.interop.diffusers_texts import read_clip
 from ldm_jax.interop.folder_reader import read_folder
 from ldm_jax.interop.places import check, read
 from ldm_jax.interop.text_names import clip_text_places, clip_vision_places
+from ldm_jax.loading import Opened
 from ldm_jax.models.image_encoder import ClipImageEncoder, VisionSpec, fitted
 from ldm_jax.models.text_encoder import ClipSpec, ClipTextEncoder
 from ldm_jax.ops.images import from_uint8
+from ldm_jax.tokenized import open_tokenizers
+from ldm_jax.train.sharding import make_mesh
 
+PLACES = {"text": "text_encoder", "vision": "image_encoder"}  # of our own embedders' parameters
 PART = 64  # images or texts at a time
 KINDS = {"CLIPModel": ("text", "vision"), "CLIPVisionModelWithProjection": ("vision",), "CLIPTextModelWithProjection": ("text",)}
 OF_TEXT, OF_IMAGES = ("text_model.*", "text_projection.*"), ("vision_model.*", "visual_projection.*")
@@ -35,10 +43,20 @@ OF_TEXT, OF_IMAGES = ("text_model.*", "text_projection.*"), ("vision_model.*", "
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """encoders: "text" and "vision", or one of them, each (module, parameters); tokenizer: of the texts, where the folder has one."""
+    """encoders: "text" and "vision", or one of them, each (module, parameters); tokenizer: of the texts, where the folder has one.
+
+    digest: of the parameters; databases of embeddings say it.
+    """
 
     encoders: Mapping[str, tuple[Any, Any]]
-    tokenizer: Tokenizer | None = None
+    tokenizer: Any = None
+    digest: str = ""
+
+    @property
+    def width(self) -> int:
+        """Numbers in an embedding."""
+        spec = next(iter(self.encoders.values()))[0].spec
+        return spec.projection or spec.width
 
     def images(self, images) -> np.ndarray:
         """Embeddings float32 [N, D] of length 1 of images [N, H, W, 3], uint8 or float in [-1, 1]: the middle square is seen.
@@ -80,12 +98,19 @@ def _unit(encoder, params, inputs):
     return pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
 
 
-def load_clip(folder) -> Clip:
-    """A CLIPModel, or its image or text half with projection, from a folder with config.json, weights and vocabulary files.
+def load_clip(folder, weights: str = "ema") -> Clip:
+    """The embedder of a run of task "embedding", a step or a bundle of it; or a CLIPModel, or its image or text half with projection,
+
+    from a folder of transformers with config.json, weights and vocabulary files. weights: "ema" or "raw", of a run.
 
     Raises:
-      UserError: another class, a setting that our encoders have not, tensors that do not fit, damaged files.
+      UserError: another task or class, a setting that our encoders have not, tensors that do not fit, damaged files.
     """
+    path = pathlib.Path(folder)
+    if not path.exists():
+        raise UserError(f"{folder} does not exist: expected a run of task embedding, or a folder of transformers with a CLIP")
+    if (path / "checkpoints").is_dir() or (path / PAGE).is_file() or path.parent.name == STEPS:
+        return _trained(folder, weights)
     part = read_folder(folder).components.get("")
     kind = "" if part is None else (part.config.get("architectures") or [""])[0]
     if kind not in KINDS:
@@ -98,7 +123,21 @@ def load_clip(folder) -> Clip:
         check(places, {path: leaf.shape for path, leaf in shapes.items()}, mapped.shapes(part.tensors), str(folder), ignorable)
         params = nested({path: jnp.asarray(array, jnp.float32) for path, array in read(places, part.tensors)})
         encoders[name] = encoder, params
-    return Clip(encoders, _tokenizer(part.folder) if "text" in encoders else None)
+    return Clip(encoders, _tokenizer(part.folder) if "text" in encoders else None,
+                content_digest({name: jax.device_get(params) for name, (_, params) in encoders.items()}))
+
+
+def _trained(folder, weights: str) -> Clip:
+    opened = Opened(folder)
+    if opened.manifest.task != "embedding":
+        raise UserError(f"{folder}: expected a model of task embedding, or a CLIP of transformers; this one is of task "
+                        f"{opened.manifest.task}")
+    config = from_json(opened.manifest.config)
+    experiment = ex.build(config, choices.Facts(**config.pop("facts")))
+    params = opened.params(weights, ex.parameter_shapes(experiment), make_mesh())["network"]
+    encoders = {name: (experiment.network.encoders()[place], params[place]) for name, place in PLACES.items()}
+    tokenizers = open_tokenizers(experiment.conditioner, opened.tokenizers) if opened.tokenizers else (None,)
+    return Clip(encoders, tokenizers[0], content_digest(jax.device_get(params)))
 
 
 def _text(config: Mapping, kind: str):

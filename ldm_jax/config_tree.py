@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ldm_jax.core.errors import UserError
 
-FREE = ("run",)  # sections that may change when a run is resumed
+FREE = ("run", "data.cache")  # what may change when a run is resumed
 
 
 def from_json(config):
@@ -17,15 +17,15 @@ def from_json(config):
 
 
 def differences(saved: Mapping, now: Mapping, free: tuple = FREE, prefix: str = "config") -> list[str]:
-    """The keys in which two configs differ, as JSON sees them, those of free sections left out: "config.seed: 0, now 1"."""
+    """The keys in which two configs differ, as JSON sees them, those that are free left out: "config.seed: 0, now 1"."""
     found = []
     for key in sorted(set(saved) | set(now)):
         name, missing = f"{prefix}.{key}", object()
         old, new = saved.get(key, missing), now.get(key, missing)
-        if prefix == "config" and key in free:
+        if name.removeprefix("config.") in free:
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, (), name)
+            found += differences(old, new, free, name)
         elif old is missing or new is missing:
             found.append(f"{name}: {'absent, now present' if old is missing else 'present, now absent'}")
         elif json.dumps(old) != json.dumps(new):

@@ -25,11 +25,15 @@ def transforms(config: Mapping) -> tuple:
                  for i, section in enumerate(config["data"]["transforms"]))
 
 
-def check_image(config: Mapping, source, fields: Mapping | None = None) -> None:
-    """Reads one image as training will, so that a size that does not fit is told before anything is compiled or written."""
+def check_image(config: Mapping, source, fields: Mapping | None = None, conditioner=None) -> None:
+    """Reads one image as training will, so that a size that does not fit is told before anything is compiled or written; and shows the
+
+    conditioner, if there is one, what the fields tell of it."""
     side = config["data"]["resolution"]
-    for _ in in_order(source, transforms(config), batch=1, count=1, resolution=side, fields=fields, threads=0):
-        pass
+    for batch in in_order(source, transforms(config), batch=1, count=1, resolution=side, fields=fields, threads=0):
+        for part in getattr(conditioner, "parts", (conditioner,)) if conditioner is not None else ():
+            own = (*part.fields, *getattr(part, "optional", ()))
+            part.check({name: batch[name] for name in own if name in batch})
 
 
 def fields_of(config: Mapping, conditioner, factor: int, tokenizers: Mapping | None = None) -> dict:

@@ -118,6 +118,7 @@ def reconstruction(model: Model, config: Mapping) -> dict:
     batches = (_everyone(b, model.mesh) for b in in_order(source, data_choices.transforms(config), **options))
     codes = getattr(autoencoder.bottleneck, "codes", 0)
     result = EVALS["reconstruction"](reconstruct, batches, dimensions=int(np.prod(model.experiment.latent_shape)), codes=codes)
+    result |= shapes_tasks.of_first_stage(model) if shapes_tasks.is_shapes(model) else {}
     return result | {"settings": {"split": "test of " + source.name, "step": model.manifest.step, "factor": autoencoder.factor,
                                   "latent_channels": autoencoder.latent_channels, "model": model.digest[:12]}}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from ldm_jax import choices, classifier_choices
+from ldm_jax import choices, classifier_choices, embedding_choices, parted
 from ldm_jax.config_tree import Problems
 from ldm_jax.core.choose import choose, fill, fits, nearest
 from ldm_jax.core.errors import UserError
@@ -19,17 +19,20 @@ from ldm_jax.models.lora import Lora
 from ldm_jax.train.autoencoder_stage import CRITICS, AutoencoderStage, Loss, Revival
 from ldm_jax.train.classifier_stage import ClassifierStage
 from ldm_jax.train.diffusion_stage import DiffusionStage
+from ldm_jax.train.embedding_stage import EmbeddingStage
 from ldm_jax.train.loop import Plan
 from ldm_jax.train.lora_stage import LoraStage
 from ldm_jax.train.sharding import Layout
 from ldm_jax.train.steps import Descent
 
-TASKS = ("autoencoder", "diffusion", "classifier")
+TASKS = ("autoencoder", "diffusion", "classifier", "embedding")
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """All choices of a config, made: frozen and hashable. `sampling` is how to sample unless told otherwise, by name."""
+    """All choices of a config, made: frozen and hashable. `sampling` is how to sample unless told otherwise, by name; `conditioner`
+    what reads the fields of a batch: of task "embedding" the network itself.
+    """
 
     task: str
     facts: choices.Facts
@@ -50,6 +53,11 @@ class Experiment:
     sampling: Mapping | None = dataclasses.field(compare=False)
 
     @property
+    def factor(self) -> int:
+        """Image pixels a latent, on a side."""
+        return self.autoencoder.factor if self.autoencoder else 1
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """[h, w, c] of the latents of the training images."""
         side = self.facts.resolution // self.autoencoder.factor
@@ -59,6 +67,8 @@ class Experiment:
         """The Stage that the loop trains. draw: see DiffusionStage."""
         if self.task == "autoencoder":
             return AutoencoderStage(self.autoencoder, self.loss, self.critic, self.descent, self.revival).build()
+        if self.task == "embedding":
+            return EmbeddingStage(self.network, self.loss, self.descent).build()
         if self.task == "classifier":
             return ClassifierStage(self.objective, self.network, self.first_stage, self.latent_shape, self.descent).build()
         stage = DiffusionStage(self.objective, self.network, self.conditioner, self.first_stage, self.latent_shape, self.descent, draw)
@@ -95,8 +105,7 @@ def build(config: Mapping, facts: choices.Facts, first: FirstStage | None = None
     Raises:
       UserError: all that is wrong with the config, one line each.
     """
-    problems = Problems()
-    task = config.get("task")
+    problems, task = Problems(), config.get("task")
     if task not in TASKS:
         raise UserError(f"config.task={task!r}: expected one of {nearest(task, TASKS)}")
     made: dict[str, Any] = {}
@@ -116,7 +125,11 @@ def build(config: Mapping, facts: choices.Facts, first: FirstStage | None = None
         make("loss", choices.loss_of, config)
         make("revival", fill, Revival, config["revival"], "config.revival")
         make("critic", choose, CRITICS, config["critic"], "config.critic", descent=made.get("descent"))
-    else:
+    if task == "embedding":
+        make("network", embedding_choices.network_of, config, facts)
+        make("loss", embedding_choices.loss_of, config)
+        made["conditioner"] = made.get("network")
+    if task in choices.ON_LATENTS:
         make("first_stage", choices.first_stage_for, first, facts)
         if "first_stage" in made:
             made["autoencoder"] = made["first_stage"].module
@@ -135,9 +148,9 @@ def build(config: Mapping, facts: choices.Facts, first: FirstStage | None = None
         parts = choices.objective_parts(config, problems)
         make("sampling", choices.sampling_of, config, parts.get("schedule"), parts.get("time_input"))
         with problems.noted():
-            choices.check_guidance(config, made.get("conditioner"))
+            parted.check_guidance(config, made.get("conditioner"))
     problems.check()
-    if task != "autoencoder":
+    if task in choices.ON_LATENTS:
         made["objective"] = Objective(**parts)
     fields = {f.name for f in dataclasses.fields(Experiment)}
     return Experiment(**{name: made.get(name) for name in fields - {"task", "facts"}}, task=task, facts=facts)
@@ -151,11 +164,13 @@ SECTIONS = {
                   "accumulate", "ema", "init_from", "run"),
     "classifier": ("task", "seed", "data", "first_stage", "network", "schedule", "time_input", "times", "loss", "optimizer",
                    "learning_rate", "clip_norm", "accumulate", "ema", "init_from", "run"),
+    "embedding": ("task", "seed", "data", "network", "loss", "optimizer", "learning_rate", "clip_norm", "accumulate", "ema", "init_from",
+                  "run"),
 }
 
 
 INNER = {
-    "data": ("source", "transforms", "fields", "resolution", "batch"),
+    "data": ("source", "transforms", "variants", "fields", "cache", "resolution", "batch"),
     "run": ("steps", "log_every", "evaluate_every", "preview_every", "preview_images", "save_every", "keep_last", "keep_every", "best",
             "profile_steps", "reader_threads", "mesh"),
     "latent_units": ("images",),

@@ -12,27 +12,31 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from ldm_jax import choices, data_choices, sampling, vocabularies
+from ldm_jax import cached_data, choices, data_choices, sampling, vocabularies
 from ldm_jax import experiment as ex
 from ldm_jax.adapted import RECORD, Base
 from ldm_jax.checkpoint.digests import write_atomically
 from ldm_jax.checkpoint.manifest import Manifest, relative_path
 from ldm_jax.checkpoint.store import Store
-from ldm_jax.config_tree import Problems, from_json
+from ldm_jax.config_tree import Problems
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key, key_for
 from ldm_jax.core.trees import content_digest, count
-from ldm_jax.data.batches import check_fingerprint, fingerprint, in_order, stream
+from ldm_jax.data.batches import fingerprint, in_order, stream
 from ldm_jax.diffusion.sample import image_keys
-from ldm_jax.donor import initialised_from, load_base, open_donor, with_arrays
+from ldm_jax.donor import load_base, open_donor
+from ldm_jax.embedding_choices import with_embedders
 from ldm_jax.loading import LoadedFirstStage, load_first_stage
 from ldm_jax.models.units import measure_units
+from ldm_jax.parted import partials_of_pairs
+from ldm_jax.states import open_state
 from ldm_jax.text_encoders import open_encoders
 from ldm_jax.train import loop, sharding
 from ldm_jax.train.lora_stage import BASE
 from ldm_jax.train.report import Report, say
-from ldm_jax.train.state import State, abstract_state, born_sharded, from_items, to_items
-from ldm_jax.workdir import CONFIG, begun, lost_hosts_told, open_workdir, passed_by_all, refuse_changes, same_everywhere
+from ldm_jax.train.state import State, to_items
+from ldm_jax.train.steps import size
+from ldm_jax.workdir import CONFIG, begun, lost_hosts_told, open_workdir, passed_by_all, same_everywhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Prepared:
     def fingerprint(self) -> dict:
         """All that fixes what is trained on, as it was when the run was opened."""
         given = fingerprint(self.source, seed=self.experiment.seed, batch=self.experiment.batch, transforms=self.transforms,
-                            fields=self.fields)
+                            fields=self.fields, variants=cached_data.setting(self.config, "variants"))
         digest = content_digest(self.perceptual) if self.perceptual else None
         return given | {"held_out": self.held_out.fingerprint(), "perceptual": digest}
 
@@ -80,7 +84,7 @@ def prepare(config: Mapping, fresh: bool = True, run=None) -> Prepared:
     with problems.noted():
         mesh = sharding.make_mesh(choices.layout_of(config))
         sharding.check_batch(config["data"]["batch"], mesh)
-    if config["task"] != "autoencoder" and config["first_stage"] != "pixels":
+    if config["task"] in choices.ON_LATENTS and config["first_stage"] != "pixels":
         with problems.noted("config.first_stage"):
             if not config["first_stage"]:
                 raise UserError('it must name a first stage: a run of stage 1, a step of it, a bundle, or "pixels"')
@@ -97,24 +101,29 @@ def prepare(config: Mapping, fresh: bool = True, run=None) -> Prepared:
     experiment, fields, tokenizers, texts = None, {}, {}, {}
     with problems.noted():
         experiment = ex.build(config, facts, first and first.stage)
-    if experiment is not None and experiment.task == "diffusion":
-        with problems.noted("config.conditioner"):
+    if experiment is not None and experiment.conditioner is not None:
+        with problems.noted("config.conditioner" if experiment.task == "diffusion" else ""):
             tokenizers = vocabularies.open_tokenizers(config, source, run) if source is not None else {}
-            fields = data_choices.fields_of(config, experiment.conditioner, experiment.autoencoder.factor, tokenizers)
+            fields = data_choices.fields_of(config, experiment.conditioner, experiment.factor, tokenizers)
             data_choices.check_fields(experiment.conditioner, facts, fields)
             for part in (source, held_out) if fields and source is not None else ():
-                data_choices.check_image(config, part, fields)
-        with problems.noted():
+                data_choices.check_image(config, part, fields, experiment.conditioner)
+    if experiment is not None and experiment.task == "diffusion":
+        with problems.noted("config.text_encoders"):
             texts = open_encoders(config["text_encoders"], experiment.conditioner, experiment.lora) if run is None else {}
         with problems.noted("config.sampling"):  # again, for what only the network can tell
             sampling.way_of(sampling.parts_of(experiment), experiment.sampling)
     problems.check()
+    if cached_data.setting(config, "cache"):
+        with problems.noted("config.data.cache"):
+            source, held_out = cached_data.in_place(config, (source, held_out), first, experiment, fields)
+        problems.check()
     if experiment.lora:
         with problems.noted("config.init_from"):
             base = load_base(donor, experiment, first, mesh)
         problems.check()
-    return Prepared(config, experiment, mesh, source, held_out, data_choices.transforms(config), first, perceptual, base, fields, tokenizers,
-                    texts)
+    return Prepared(config, experiment, mesh, source, held_out, data_choices.transforms(config), first, perceptual, base, fields,
+                    tokenizers, texts)
 
 
 def stage_of(job: Prepared):
@@ -125,10 +134,13 @@ def stage_of(job: Prepared):
 def preview_samples(experiment: ex.Experiment, params, frozen, batch, key):
     """Samples with the batch's conditions; image i has seed i, as `sample.py --seed=0` would give it."""
     way = sampling.way_of(sampling.parts_of(experiment), experiment.sampling)
-    number, of_conditioner = batch["image"].shape[0], {"params": params["conditioner"]}
+    number, of_conditioner = size(batch), {"params": params["conditioner"]}
     encode = functools.partial(experiment.first_stage.encode, frozen["first_stage"])
-    told = way.told(experiment.conditioner.apply(of_conditioner, batch, None, encode),
-                    experiment.conditioner.apply(of_conditioner, number, batch, encode, method="null"))
+    made = functools.partial(experiment.conditioner.apply, of_conditioner)
+    if way.needs_parts:
+        told = partials_of_pairs(made(number, batch, encode, method="pairs"), way.choice)
+    else:
+        told = way.told(made(batch, None, encode), made(number, batch, encode, method="null"))
     latent = sampling.generate(experiment, way, params, sampling.Inputs(told), image_keys(range(number)))
     return experiment.first_stage.decode(frozen["first_stage"], latent)
 
@@ -136,7 +148,7 @@ def preview_samples(experiment: ex.Experiment, params, frozen, batch, key):
 def frozen_of(job: Prepared) -> dict:
     """The trees that are passed to every step and never trained, on every device."""
     frozen = {}
-    if job.experiment.task != "autoencoder":
+    if job.experiment.task in choices.ON_LATENTS:
         frozen["first_stage"] = job.first.params if job.first else {}
     if job.base:
         frozen[BASE] = job.base.params
@@ -160,10 +172,12 @@ def train(config: Mapping, workdir: str) -> State:
     with passed_by_all():
         resumed = begun(workdir)
         job = prepare(config, fresh=not (epath.Path(workdir) / "checkpoints").is_dir(), run=workdir if resumed else None)
+        config = with_embedders(config, job.fields)
         if job.first:  # from here on the config names it as seen from the workdir, so that both may move together
             config = dict(config) | {"first_stage": relative_path(job.first.folder, workdir)}
         if job.base:
             config = dict(config) | {"init_from": relative_path(job.base.folder, workdir)}
+        config = cached_data.seen_from(config, workdir)
         job = dataclasses.replace(job, config=config)
         folder = open_workdir(workdir, config)
         if job.tokenizers and not resumed:
@@ -176,6 +190,8 @@ def train(config: Mapping, workdir: str) -> State:
     best = tuple(run["best"]) if run["best"][0] else None
     with Store(folder / "checkpoints", keep_last=run["keep_last"], keep_every=run["keep_every"], best=best) as store:
         state, seconds = open_state(job, store, stage, key)
+        with passed_by_all():
+            cached_data.check_texts(job.source, experiment.conditioner, (job.base or state).params)
         first = int(state.step)
         same_everywhere({"step": first})
         if jax.process_index() == 0:
@@ -197,7 +213,8 @@ def loop_job(job: Prepared, report: Report, saver: "Saver", key, first: int) -> 
     rows = sharding.local_rows(job.mesh, experiment.batch)
     options = {"batch": experiment.batch, "rows": rows, "resolution": config["data"]["resolution"],
                "fields": job.fields, "threads": config["run"]["reader_threads"]}
-    batches = stream(job.source, job.transforms, seed=experiment.seed, start=first, **options)
+    variants = cached_data.setting(config, "variants")
+    batches = stream(job.source, job.transforms, seed=experiment.seed, start=first, variants=variants, **options)
 
     def held_out():
         return (sharding.place(batch, job.mesh) for batch in in_order(job.held_out, job.transforms, **options))
@@ -259,31 +276,3 @@ class Saver:
         except UserError as error:
             say(f"{error}; step {int(state.step)} is saved without latent units, and no diffusion model can be trained on it")
             return None
-
-
-def open_state(job: Prepared, store: Store, stage, key) -> tuple[State, float]:
-    """The newest valid state of the run, or a new one; and the seconds trained before."""
-    layout = job.experiment.layout
-    step = store.newest_valid()
-    if step is None:
-        state = born_sharded(stage.init, key, job.mesh, layout)
-        if job.config["init_from"] and not job.base:
-            state = initialised_from(job.config["init_from"], open_donor(job.config), state, job.mesh)
-        return with_arrays(job.texts, state) if job.texts else state, 0.0
-    manifest = Manifest.from_json(store.record(step, "manifest"), f"the manifest of step {step}")
-    config = from_json(manifest.config)
-    config.pop("facts")
-    refuse_changes(config, job.config, store.directory.parent)
-    if job.first and not job.first.is_as(manifest.first_stage):
-        raise UserError(f"the first stage {job.config['first_stage']} has changed since this run began: its digest is "
-                        f"{job.first.digest[:12]}, and was {manifest.first_stage.digest[:12]}, or its latent units differ. Name the "
-                        "old step of it, or start another workdir")
-    if job.base:
-        job.base.check(store.record(step, RECORD))
-    data = store.record(step, "data")
-    check_fingerprint(data["fingerprint"], job.fingerprint)
-    abstract = to_items(abstract_state(stage.init, key, job.mesh, layout))
-    state = from_items({name: store.restore(step, name, tree) for name, tree in abstract.items()})
-    say(f"resumed from step {step} of {store.directory.parent}")
-    state = dataclasses.replace(state, bad=jax.device_put(state.bad, sharding.replicated(job.mesh)))
-    return state, store.record(step, "progress")["seconds"]

@@ -18,6 +18,7 @@ from ldm_jax.core.keys import SEED_LIMIT, check_seed
 from ldm_jax.ops.images import make_grid, write_png
 from ldm_jax.pictures import Pictures
 from ldm_jax.pictures import pictures_of as pictures_of
+from ldm_jax.pictures import size_of as size_of
 from ldm_jax.pipeline import Model
 from ldm_jax.said import Said, condition_beside, condition_of
 from ldm_jax.workdir import passed_by_all, refuse_remote

@@ -62,14 +62,18 @@ def refined(model, asked, way: Way, section: Mapping) -> Way:
     _check_same(model, refiner, "refiner", *(m.experiment.latent_shape[2:] for m in (model, refiner)))
     if asked.guide is not None:
         raise UserError("refiner and guide: a guide sees the base's rows and not the refiner's; take one of them")
+    if way.needs_parts:
+        raise UserError("refiner: guidance 'each' is of the parts that the base is told; take a number for both")
     if way.table is None:
         raise UserError("refiner: this sampler has no rows to hand over; take a sampler of a table, as ddim")
     conditioner = refiner.experiment.conditioner
     null = getattr(asked.refiner_condition, "null", None)
     if way.needs_null and null is None and not (conditioner.fields and conditioner.drop):
         raise UserError("refiner: it was trained without a condition that is dropped, so it knows no null; set guidance=1")
-    parts = parts_of(refiner.experiment)
+    parts = parts_of(refiner.experiment, None, way.window)
     program = way_of(parts, section, 1.0 if asked.strength is None else asked.strength).guidance
+    if way.window is not None:
+        way.window.check(refiner.experiment.network.factor)
     row = handover_row(way.table, parts.schedule, HANDOVER if asked.handover is None else asked.handover)
     return dataclasses.replace(way, refiner=Refiner(row, parts.denoise(), program))
 

@@ -70,11 +70,14 @@ class Model:
     def condition(self, labels: Sequence[int] | None = None, **given) -> Guided:
         """What samples are told, and what guidance steps away from.
 
-        What is dropped in training may be left out: the samples are then told nothing of it (unconditional). "negative_" before a
-        name (negative_prompts, negative_labels, ...) is told in the null's place.
+        What is dropped in training may be left out: the samples are then told nothing of it (unconditional; of an image that is left
+        out, `size` says the size where it is not the trained one). "negative_" before a name (negative_prompts, negative_labels, ...)
+        is told in the null's place.
 
         Args (those that this model reads; each of N examples, or of one for all):
           labels: classes. map: of classes, [N, H, W]. boxes_tokens, embeddings: as they are.
+          boxes, box_labels: [n, 4] and [n] of one layout, or a list of N; left, top, right, bottom in 0 .. 1 of the whole image. crop: the
+            box of it that is shown.
           prompts: texts; (word:1.2) and [word] weigh. long_prompts: "one" window, where a text may lose its end, or "many".
             clip_skip: how many layers earlier than the model has them the text encoder's states are taken.
           image, mask: what is inpainted, images as in `encode`; mask [N, H, W], from 0.5 on made anew.
@@ -123,8 +126,8 @@ class Model:
           progress: called with the number of images done after each batch.
           rounding: "round", or "truncate" as the LDM scripts do.
           **asked: sampler, grid, steps, guidance, threshold (see `sampling`), and what `Asked` lists: negative, guide,
-            guide_condition, init, strength, mask, noise, every, callback, size, tile, decode_batch, refiner, refiner_condition,
-            handover.
+            guide_condition, init, strength, mask, noise, every, callback, size, tile, decode_batch, window, refiner,
+            refiner_condition, handover.
 
         Raises:
           UserError: an unknown name, a number out of range, conditions that are not N.
@@ -258,6 +261,8 @@ def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None
     check_dtype(dtype)
     mesh = make_mesh() if mesh is None else mesh
     opened = open_model(path, Reading(kind, variant), weights)
+    if opened.manifest.task == "embedding":
+        raise UserError(f"{path}: this is an embedder of images and texts; open it with ldm.load_clip, or give it as --embedder")
     manifest = dataclasses.replace(opened.manifest, weights=opened.which(weights))
     config = from_json(manifest.config)
     facts = choices.Facts(**config.pop("facts"))

@@ -1,13 +1,16 @@
 """What the flags of `sample.py` say to a model beside labels: prompts, pictures and numbers, as `Model.condition` takes them."""
 
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ldm_jax.core.errors import UserError
 from ldm_jax.diffusion.guidance import Guided
-from ldm_jax.pictures import any_picture, named
+from ldm_jax.layouts import drawn, layouts_told, read_layouts
+from ldm_jax.pictures import named
 from ldm_jax.tokenized import specs_of
 from ldm_jax.told import reads
 from ldm_jax.workdir import passed_by_all
@@ -19,32 +22,40 @@ LARGEST = 16 * 2**20  # bytes of a file of prompts
 class Said:
     """Texts are given to the images as labels are: image i has prompt i mod their number. What is None or empty is not said.
 
-    depth, low_res: picture files. numbers: noise_level, original_size, crop, target_size, aesthetic and clip_skip, by name.
+    depth, low_res, maps: picture files, given to the images as texts are; boxes: a file of layouts, given so too. numbers: noise_level,
+    original_size, crop, target_size, aesthetic and clip_skip, by name.
+    retrieval: whose embeddings are told, a `retrieved.Retrieval`.
     """
 
     prompts: tuple[str, ...] = ()
     negative_prompts: tuple[str, ...] = ()
     long_prompts: str = "one"
-    depth: str = ""
-    low_res: str = ""
+    depth: tuple[str, ...] = ()
+    low_res: tuple[str, ...] = ()
     numbers: Mapping = dataclasses.field(default_factory=dict)
+    maps: tuple[str, ...] = ()
+    boxes: str = ""
+    retrieval: Any = None
 
-    def given(self, request) -> dict:
+    @functools.cached_property
+    def layouts(self) -> list[dict]:
+        """What the file of layouts says; read once."""
+        return read_layouts(self.boxes) if self.boxes else []
+
+    def given(self, request, model) -> dict:
         """The keyword arguments of `Model.condition` for the images of a request.
 
         Raises:
-          UserError: files that are no pictures.
+          UserError: files that are not what they should be.
         """
         given = {name: request.of_each(texts) for name, texts in
                  (("prompts", self.prompts), ("negative_prompts", self.negative_prompts)) if texts}
         if given and self.long_prompts != "one":
             given["long_prompts"] = self.long_prompts
-        if self.depth:
-            given["depth"] = any_picture(self.depth, "--depth_image", "F")[None]
-        if self.low_res:
-            given["low_res"] = any_picture(self.low_res, "--low_res", "RGB")[None]
-            if self.numbers.get("noise_level") is not None:
-                given["noise_seeds"] = request.seeds
+        files = {"map": self.maps, "depth": self.depth, "low_res": self.low_res}
+        given |= drawn(model, request.made.get("size"), files, request.number) | layouts_told(self.layouts, request.number)
+        if self.low_res and self.numbers.get("noise_level") is not None:
+            given["noise_seeds"] = request.seeds
         return given | {name: [value] if name == "noise_level" else value for name, value in self.numbers.items() if value is not None}
 
     def note(self, i: int, entry: dict) -> None:
@@ -52,13 +63,21 @@ class Said:
         for name, texts in (("condition", self.prompts), ("negative", self.negative_prompts)):
             if texts:
                 entry[name] = entry.get(name, {}) | {"prompt": texts[i % len(texts)]}
+        for name, files in (("map", self.maps), ("depth_image", self.depth), ("low_res", self.low_res)):
+            if len(files) > 1:
+                entry["condition"] |= {name: pathlib.Path(files[i % len(files)]).name}
+        if len(self.layouts) > 1:
+            entry["condition"] |= {"layout": i % len(self.layouts)}
+        if self.retrieval:
+            self.retrieval.note(i, entry)
 
     @property
     def page(self) -> dict:
         """For samples.json: what all images were told."""
         numbers = {name: value for name, value in self.numbers.items() if value is not None}
-        return named({"depth_image": self.depth, "low_res": self.low_res}) | numbers | (
-            {"long_prompts": self.long_prompts} if self.prompts or self.negative_prompts else {})
+        return named({"depth_image": self.depth, "low_res": self.low_res, "map": self.maps, "boxes": self.boxes}) | numbers | (
+            {"long_prompts": self.long_prompts} if self.prompts or self.negative_prompts else {}) | (
+                self.retrieval.page if self.retrieval else {})
 
 
 def condition_of(model, request, labels: Sequence[int] | None) -> Guided | None:
@@ -68,6 +87,8 @@ def condition_of(model, request, labels: Sequence[int] | None) -> Guided | None:
       UserError: what is missing, or not for this model.
     """
     model.need_diffusion("samples")
+    if request.said and request.said.retrieval:
+        request.said.retrieval.check(model)
     given = _all(model, request, labels)
     partners = [other for other in (request.guide, request.refiner) if other is not None and other.experiment.task == "diffusion"]
     theirs = {name for other in partners for name in _names(other)} - _names(model)  # said to them alone
@@ -97,9 +118,11 @@ def _all(model, request, labels) -> dict:
     fields, size = model.experiment.conditioner.fields, request.made.get("size")
     given = {} if labels is None else {"labels": labels}
     with passed_by_all():
-        given |= request.said.given(request) if request.said else {}
+        given |= request.said.given(request, model) if request.said else {}
+        if request.said and request.said.retrieval and "embeddings" in fields:
+            given["embeddings"] = request.said.retrieval.told(model, request.number)
         given |= request.pictures.told(model, size) if request.pictures and "mask" in fields else {}
-    return given | ({"size": size} if size and "sizes" in fields else {})
+    return given | ({"size": size} if size and ("sizes" in fields or "image" in model.experiment.conditioner.tells) else {})
 
 
 def read_prompts(path: str) -> tuple[str, ...]:

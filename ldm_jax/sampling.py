@@ -20,6 +20,7 @@ from ldm_jax.diffusion.prediction import denoiser
 from ldm_jax.diffusion.sample import advance, at, start
 from ldm_jax.diffusion.samplers import SAMPLERS, table_for
 from ldm_jax.diffusion.table import Table, with_guidance
+from ldm_jax.diffusion.windows import Window, Windowed
 from ldm_jax.models.autoencoder import AUTOENCODERS
 
 KEYS = ("sampler", "grid", "steps", "guidance", "threshold")
@@ -49,7 +50,10 @@ class LogProbability:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a way is made from: the model's own choices, and the callable of its guide (a denoiser, or log_probability)."""
+    """What a way is made from: the model's own choices, the callable of its guide (a denoiser, or log_probability), and the windows that
+
+    both denoise by, if they do.
+    """
 
     schedule: Any
     time_input: Any
@@ -57,6 +61,7 @@ class Parts:
     network: Any = None
     pixels: bool = False
     guide: Callable | None = None
+    window: Window | None = None
 
     def denoise(self, identity: tuple[str, ...] = ()):
         """The model as denoise(params, noisy, level, time, condition).
@@ -67,23 +72,25 @@ class Parts:
         for place in set(identity) - set(self.network.places if self.network is not None else identity):
             raise UserError(f"guidance: places={identity}: this network has self-attention in "
                             f"{nearest(place, self.network.places) or 'no place'}")
-        return denoiser(NetworkCall(self.network, tuple(identity)), self.prediction)
+        whole = denoiser(NetworkCall(self.network, tuple(identity)), self.prediction)
+        return whole if self.window is None else Windowed(whole, self.window, self.network.factor)
 
 
-def parts_of(experiment, guide=None) -> Parts:
-    """The parts of an experiment of task "diffusion", and those of its guide's experiment."""
+def parts_of(experiment, guide=None, window: Window | None = None) -> Parts:
+    """The parts of an experiment of task "diffusion", and those of its guide's experiment; with a window both denoise by windows."""
     objective, call = experiment.objective, None
     if guide is not None:
-        call = LogProbability(guide.network) if guide.task == "classifier" else parts_of(guide).denoise()
+        call = LogProbability(guide.network) if guide.task == "classifier" else parts_of(guide, None, window).denoise()
     pixels = isinstance(experiment.autoencoder, AUTOENCODERS["identity"])
-    return Parts(objective.schedule, objective.time_input, objective.prediction, experiment.network, pixels, call)
+    return Parts(objective.schedule, objective.time_input, objective.prediction, experiment.network, pixels, call, window)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Way:
     """A section made: a table with its guidance columns in it, or a method and its `weights`, one column of the grid's levels a term;
 
-    the guidance, as a program and as it was chosen; and the refiner that the last rows are run on, if there is one.
+    the guidance, as a program and as it was chosen; the windows that the network is evaluated on, and the refiner that the last rows are
+    run on, if there are any.
     """
 
     table: Table | None
@@ -91,6 +98,7 @@ class Way:
     weights: tuple
     guidance: Any
     choice: Any
+    window: Window | None = None
     refiner: "Refiner | None" = None
 
     @property
@@ -103,11 +111,18 @@ class Way:
         return self.guided and "null" in self.choice.needs
 
     @property
+    def needs_parts(self) -> bool:
+        return self.guided and "parts" in self.choice.needs
+
+    @property
     def needs_guide(self) -> bool:
         return self.guided and "guide" in self.choice.needs
 
     def told(self, given, null=None, guide=None):
-        """The condition that the guidance takes: of what is given, the null or negative, and what the guide is told (or labels)."""
+        """The condition that the guidance takes: of what is given (`Partials`, where it needs parts), the null or negative, and what the
+
+        guide is told (or labels).
+        """
         if self.needs_guide and not isinstance(self.choice, guiding.ByClassifier):
             return Guided(given, guide)
         given = Guided(given, null) if self.needs_null else given
@@ -135,11 +150,11 @@ def way_of(parts: Parts, section: Mapping, strength: float = 1.0) -> Way:
         path = path_of(parts.schedule, section["steps"], section["grid"])
         method = choose(METHODS, sampler, "sampler", schedule=parts.schedule, steps=section["steps"], grid=_section(section["grid"]),
                         time_input=parts.time_input)
-        return Way(None, method, choice.columns(path.ratios[:-1]), program, choice)
+        return Way(None, method, choice.columns(path.ratios[:-1]), program, choice, parts.window)
     table = table_for(parts.schedule, section["steps"], sampler, section["grid"], time_input=parts.time_input, strength=strength)
     with np.errstate(divide="ignore"):
         columns = choice.columns(table.level[:, 1] / table.level[:, 0])
-    return Way(with_guidance(table, *columns), None, (), program, choice)
+    return Way(with_guidance(table, *columns), None, (), program, choice, parts.window)
 
 
 def _limited(parts: Parts, program, threshold):
@@ -195,7 +210,7 @@ def generate(experiment, way: Way, params, inputs: Inputs, keys: jax.Array, watc
       params: of the model, or {"model", "guide"} where the way needs a guide; with a refiner, {"base": that, "refiner": its own}.
       keys: one an image, [B].
     """
-    denoise, shape = parts_of(experiment).denoise(), inputs.shape or experiment.latent_shape
+    denoise, shape = parts_of(experiment, None, way.window).denoise(), inputs.shape or experiment.latent_shape
     if way.method is not None:
         return way.method.sample(denoise, params, shape, keys, inputs.told, way.guidance, way.weights)
     state = start(way.table, keys, shape, inputs.clean, inputs.keep) if inputs.noise is None else at(inputs.noise, keys)

@@ -25,6 +25,7 @@ from ldm_jax.told import told_fields
 
 NUMBER = 256  # of samples, where nobody says how many
 READ = 64  # records at a time
+READ_BACK = ("text/all_right", "map/mean_iou", "layout/box_iou", "unconditional/valid", "unconditional/valid_0.25")  # of reconstructions
 ROWS, SAMPLES = 6, 4  # of a picture
 
 
@@ -82,6 +83,24 @@ class Trial:
 
 
 
+def of_first_stage(model: Model) -> dict:
+    """What the oracle reads in a first stage's reconstructions of test records: the share that has every thing right, that of scenes of
+
+    the world, the overlap of maps and boxes (see shapes_judges.py). A model of its latents is not expected to do better.
+    """
+    source = data_choices.open_source(from_json(model.manifest.config), "test")
+    records = [source[i] for i in range(min(NUMBER, len(source)))]
+    images = np.stack([record["image"] for record in records])
+    held = Held([source.scene(i) for i in range(len(records))], images, {"map": np.stack([record["segmentation"] for record in records])})
+    found = EVALS["shapes"](_through(model, images), held, ("text", "map", "layout", "unconditional"))
+    return {f"oracle/{name}": found[name]["samples"] for name in READ_BACK}
+
+
+def _through(model: Model, images: np.ndarray) -> np.ndarray:
+    """The images encoded and decoded."""
+    return np.concatenate([model.decode(model.encode(images[low:low + READ])) for low in range(0, len(images), READ)])
+
+
 def prepared(model: Model, number: int, guide: Model | None = None) -> Trial:
     """Reads the records, makes the condition and the reconstructions.
 
@@ -96,8 +115,7 @@ def prepared(model: Model, number: int, guide: Model | None = None) -> Trial:
     if conditioner.fields and not tasks:
         raise UserError(f"this model is told {', '.join(conditioner.fields)}, and the shapes have a measure of {', '.join(OF_FIELD)} only")
     condition = told_fields(model, held.fields, number) if conditioner.fields else None
-    reconstructed = np.concatenate([model.decode(model.encode(held.images[low:low + READ])) for low in range(0, number, READ)])
-    return Trial(model, held, condition, tasks or ("unconditional",), held.pasted(reconstructed), told)
+    return Trial(model, held, condition, tasks or ("unconditional",), held.pasted(_through(model, held.images)), told)
 
 
 def held_out(model: Model, number: int) -> tuple[Held, dict]:
@@ -122,7 +140,16 @@ def held_out(model: Model, number: int) -> tuple[Held, dict]:
     told = {"records": f"0..{number - 1} of the test split"}
     if "noise_level" in fields:
         fields["noise_level"], told["noise_level"] = np.zeros_like(fields["noise_level"]), 0
-    return Held([source.scene(i) for i in range(number)], images, fields), told
+    return Held([source.scene(i) for i in range(number)], images, fields, _near(makers, config, number)), told
+
+
+def _near(makers: Mapping, config: Mapping, number: int) -> list | None:
+    """The scenes of the neighbours whose embeddings each record is told, where its maker takes them from a database."""
+    maker = makers.get("embeddings")
+    if not hasattr(maker, "k"):
+        return None
+    train = data_choices.open_source(config, "train")
+    return [[train.scene(int(i)) for i in near[:maker.k]] for near in maker.opened.near["test"][:number]]
 
 
 def write_picture(model: Model, request: Request, path: str, title: str) -> None:

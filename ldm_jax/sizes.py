@@ -3,6 +3,7 @@
 import re
 
 from ldm_jax.core.errors import UserError
+from ldm_jax.diffusion.windows import Window
 
 Size = tuple[int, int]
 
@@ -17,6 +18,41 @@ def parse_size(text: str) -> Size | None:
     if text and not found:
         raise UserError(f"--size={text}: expected WIDTHxHEIGHT in pixels, as --size=512x768")
     return (int(found[1]), int(found[2])) if found else None
+
+
+def parse_window(text: str) -> tuple[int] | tuple[int, float] | None:
+    """"32" or "32,0.5" -> the side of a window in latents, and the overlap; None for "".
+
+    Raises:
+      UserError: anything else.
+    """
+    found = re.fullmatch(r"\s*(\d+)\s*(?:,\s*(\d*\.?\d+)\s*)?", text)
+    if text and not found:
+        raise UserError(f"--window={text}: expected the side in latents, as --window=32, or with the overlap, as --window=32,0.5")
+    return ((int(found[1]), float(found[2])) if found[2] else (int(found[1]),)) if found else None
+
+
+def window_of(given, model, guide=None) -> Window | None:
+    """The windows of a sample, of a side, (side, overlap) or a Window.
+
+    Raises:
+      UserError: none of them, or what cannot be told or guided by windows.
+    """
+    if given is None or isinstance(given, Window):
+        window = given
+    else:
+        given = tuple(given) if isinstance(given, tuple | list) else (given,)
+        if not 1 <= len(given) <= 2:
+            raise UserError(f"window={given!r}: expected the side of a window in latents, as window=32, or (side, overlap)")
+        window = Window(*given)
+    if window is not None and "boxes_tokens" in model.experiment.conditioner.fields:
+        raise UserError("window: this model is told boxes in the whole image's coordinates, which each window would take for its own; "
+                        "sample without it")
+    for experiment in (m.experiment for m in (model, guide) if window is not None and m is not None):
+        if experiment.task == "classifier":
+            raise UserError("window: a classifier guides by the whole image, of the size that it was trained at; take another guide")
+        window.check(experiment.network.factor)
+    return window
 
 
 def latent_shape(experiment, size: Size | None = None, told=None, divisor: int = 1) -> tuple[int, int, int]:

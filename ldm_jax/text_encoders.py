@@ -15,7 +15,7 @@ from ldm_jax.core.trees import count, paths
 from ldm_jax.interop import mapped
 from ldm_jax.interop.conditioner_names import flattened
 from ldm_jax.interop.diffusers_texts import read_bert, read_clip
-from ldm_jax.interop.folder_reader import INDEX, Component, read_folder
+from ldm_jax.interop.folder_reader import INDEX, read_folder
 from ldm_jax.interop.places import check, prefixed
 from ldm_jax.interop.text_names import bert_places, clip_text_places
 from ldm_jax.models.bert_text import BertTextEncoder
@@ -23,8 +23,6 @@ from ldm_jax.published import Leaf, Qualified
 from ldm_jax.tokenized import TEXTS
 from ldm_jax.train.report import say
 
-CLIPS = ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel")
-KNOWN = (*CLIPS, "LDMBertModel")
 IMAGES = ("vision_model.*", "visual_projection.*", "logit_scale")  # of a CLIPModel
 COMPARED = ("width", "layers", "heads", "head_width", "activation", "vocabulary", "length")  # the rest is what the conditioner makes of it
 
@@ -47,12 +45,12 @@ def open_encoders(named: str, conditioner, lora=None) -> dict[str, Leaf]:
       UserError: another number of folders, no text encoder in one, one of another architecture, damaged files.
     """
     if named and lora:
-        raise UserError(f"config.text_encoders={named}: a LoRA is trained on a base that brings its own text encoders; write ''")
+        raise UserError(f"{named}: a LoRA is trained on a base that brings its own text encoders; write ''")
     folders = [folder.strip() for folder in named.split(",")] if named else []
     encoders = list(encoders_of(conditioner)) if folders else []
     if len(folders) != len(encoders):
         what = "the conditioner reads no text" if not encoders else f"{len(folders)} folders for {len(encoders)} text encoders"
-        raise UserError(f"config.text_encoders={named}: {what}; expected a folder for each, by commas, or '' for new parameters")
+        raise UserError(f"{named}: {what}; expected a folder for each, by commas, or '' for new parameters")
     found = {}
     for folder, (path, encoder) in zip(folders, encoders):
         found |= {f"conditioner/{path}/{name}": leaf for name, leaf in _leaves(folder, encoder).items()}
@@ -62,37 +60,31 @@ def open_encoders(named: str, conditioner, lora=None) -> dict[str, Leaf]:
 
 
 def _leaves(folder: str, encoder) -> dict[str, Leaf]:
-    where = f"config.text_encoders={folder}"
     component = read_folder(folder).components.get("")
     if component is None:
-        raise UserError(f"{where}: a whole pipeline ({INDEX}); name the folder of its text encoder, as {folder}/text_encoder")
-    kind = _kind(component)
+        raise UserError(f"{folder}: a whole pipeline ({INDEX}); name the folder of its text encoder, as {folder}/text_encoder")
     bert = isinstance(encoder, BertTextEncoder)
-    if kind not in KNOWN or (kind == "LDMBertModel") != bert:
-        wanted = "LDMBertModel (config.conditioner is bert_text)" if bert else f"{', '.join(CLIPS)} (config.conditioner is clip_text)"
-        raise UserError(f"{where}: {kind or 'no text encoder'}: expected {wanted}")
-    told = read_bert(component.config) if bert else _read_clip(component.config, kind)
-    _compare(told, dataclasses.asdict(encoder.spec), where)
+    both = component.config.get("architectures") == ["CLIPModel"] and not bert
+    try:
+        told = read_bert(component.config) if bert else read_clip(_text_half(component.config) if both else component.config, {})
+    except UserError as error:
+        raise UserError(f"{folder}: {error}; config.conditioner reads by {'bert_text' if bert else 'clip_text'}") from None
+    _compare(told, dataclasses.asdict(encoder.spec), folder)
     places = bert_places(encoder, "ldmbert") if bert else clip_text_places(encoder, "hf")
-    ignorable = IMAGES if kind == "CLIPModel" else ()
+    ignorable = IMAGES if both else ()
     ignorable += ("to_logits.*",) if bert and not encoder.spec.logits else ()
     ignorable += ("text_projection.*",) if not bert and not encoder.spec.projection else ()
     shapes = dict(paths(jax.eval_shape(lambda: encoder.init(jax.random.key(0), np.zeros((1, 3), np.int32)))["params"]))
-    check(places, {path: leaf.shape for path, leaf in shapes.items()}, mapped.shapes(component.tensors), where, ignorable)
-    tensors = Qualified({"text": component.tensors}, where)
+    check(places, {path: leaf.shape for path, leaf in shapes.items()}, mapped.shapes(component.tensors), folder, ignorable)
+    tensors = Qualified({"text": component.tensors}, folder)
     return {place.ours: Leaf(place, tensors, shapes[place.ours].shape, shapes[place.ours].dtype)
             for place in prefixed(places, theirs="text/")}
 
 
-def _kind(component: Component) -> str:
-    return str((component.config.get("architectures") or [component.config.get("_class_name", "")])[0])
-
-
-def _read_clip(config: Mapping, kind: str) -> dict:
-    if kind == "CLIPModel":
-        config = {**config.get("text_config", {}), "projection_dim": config.get("projection_dim", 512),
-                  "architectures": ["CLIPTextModelWithProjection"]}
-    return read_clip(config, {})
+def _text_half(config: Mapping) -> dict:
+    """Of a CLIPModel."""
+    return {**config.get("text_config", {}), "projection_dim": config.get("projection_dim", 512),
+            "architectures": ["CLIPTextModelWithProjection"]}
 
 
 def _compare(told: Mapping, spec: Mapping, where: str) -> None:

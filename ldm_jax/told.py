@@ -10,12 +10,13 @@ import numpy as np
 from ldm_jax.core.choose import nearest
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import key_for, normal_for
-from ldm_jax.core.types import Condition
 from ldm_jax.data.prompts import encode_prompts
 from ldm_jax.diffusion.guidance import Guided
 from ldm_jax.diffusion.sample import image_keys
+from ldm_jax.layouts import SAID_OF_BOXES, layout_tokens
 from ldm_jax.models.several_condition import joined
 from ldm_jax.ops.images import from_uint8
+from ldm_jax.sizes import latent_shape
 from ldm_jax.tokenized import ids_of, skipping
 from ldm_jax.train.report import say
 
@@ -23,8 +24,11 @@ NEGATIVE = "negative_"
 PART = 16  # examples whose condition is made at a time, which may have images to encode
 NAMES = {"label": "labels", "tokens": "prompts", "tokens_2": "prompts", "token_weights": "prompts"}  # field -> what a user calls it
 WHOLE = {"label", "tokens", "tokens_2", "boxes_tokens", "noise_level", "map"}  # fields of whole numbers
+DRAWN = {"image", "mask", "depth", "map", "low_res"}  # fields that say the images' size
 PICTURES = {"image", "low_res"}  # fields that are pictures: uint8, or float in [-1, 1]
-BESIDE = {"prompts": ("long_prompts", "clip_skip"), "low_res": ("noise_seeds",)}  # what says more of a field
+BESIDE = {"prompts": ("long_prompts", "clip_skip"), "low_res": ("noise_seeds",), "boxes_tokens": SAID_OF_BOXES}  # what says more of a field
+FLAGS = {"labels": "--labels", "prompts": "--prompt", "map": "--map", "boxes_tokens": "--boxes", "image": "--init_image", "mask": "--mask",
+         "depth": "--depth_image", "low_res": "--low_res", "noise_level": "--noise_level"}
 SIZES = {6: ("size", "original_size", "crop", "target_size"), 5: ("size", "original_size", "crop", "aesthetic")}  # by how many numbers
 AESTHETIC = {"aesthetic": 6.0, "negative_aesthetic": 2.5}  # of the published SDXL refiner
 
@@ -43,15 +47,16 @@ def told(model, given: Mapping, number: int | None = None) -> Guided:
     """
     given = {name: value for name, value in given.items() if value is not None}
     conditioner = model.experiment.conditioner
+    size = given.get("size") if "sizes" in conditioner.fields or "image" not in conditioner.tells else given.pop("size", None)
     _check_names(conditioner, given)
     if "sizes" in conditioner.fields and "sizes" not in given:
         given |= _sizes(model, given)
     if given.get("clip_skip"):
         conditioner = skipping(conditioner, given["clip_skip"])
-    return told_fields(model, _of_one_number(_fields(model, given), number), number, conditioner)
+    return told_fields(model, _of_one_number(_fields(model, given), number), number, conditioner, size)
 
 
-def told_fields(model, fields: Mapping, number: int | None = None, conditioner=None) -> Guided:
+def told_fields(model, fields: Mapping, number: int | None = None, conditioner=None, size=None) -> Guided:
     """The condition of N examples and its null, from the fields that the conditioner reads, as a batch holds them.
 
     Args:
@@ -59,6 +64,7 @@ def told_fields(model, fields: Mapping, number: int | None = None, conditioner=N
       fields: [N, ...] each, by the names of batch fields; "negative_" before one tells it in the null's place. Others are passed over.
       number: N, where no field says it.
       conditioner: in the place of the model's own.
+      size: (width, height) of the images in pixels, where an image that is part of the condition is left out; None is as trained.
 
     Raises:
       UserError: as `told`.
@@ -67,10 +73,13 @@ def told_fields(model, fields: Mapping, number: int | None = None, conditioner=N
     read = {*conditioner.fields, *_optional(conditioner)}
     fields = {name: np.asarray(value) for name, value in fields.items() if name.removeprefix(NEGATIVE) in read}
     count = next((len(value) for value in fields.values()), number or 1)
+    _check_sizes(conditioner, fields, model.experiment.autoencoder.factor)
     said = {name.removeprefix(NEGATIVE): fields.pop(name) for name in list(fields) if name.startswith(NEGATIVE)}
     negative = fields | said
     of = (conditioner, model.first_stage, model.params["conditioner"], model.first_params)
-    how = (_untold(conditioner, fields, set(fields)), _untold(conditioner, negative, set(said), checked=bool(said)), bool(said))
+    how = (_untold(conditioner, fields, set(fields)), _untold(conditioner, negative, set(said), checked=bool(said)), frozenset(said))
+    blank = _blank(conditioner, model, size)
+    fields, negative = ({name: np.broadcast_to(x, (count, *x.shape[1:])) for name, x in blank.items()} | x for x in (fields, negative))
     parts = [[_cast(x, low) for x in (fields, negative)] for low in range(0, count, PART)]
     made = [_conditions(*of, *part, min(PART, count - i * PART), how) for i, part in enumerate(parts)]
     return jax.tree.map(lambda *leaves: leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves), *made)
@@ -114,13 +123,30 @@ def _fields(model, given: Mapping) -> dict[str, np.ndarray]:
             value = given.get(before + NAMES.get(name, name))
             if value is not None and NAMES.get(name) != "prompts":
                 fields[before + name] = _array(name, value)
+    if "boxes" in given or "box_labels" in given:
+        fields["boxes_tokens"] = layout_tokens(model.experiment.conditioner, given)
     if "prompts" in given or NEGATIVE + "prompts" in given:
         fields |= _texts(model, given)
+    for name in PICTURES & fields.keys():
+        if fields[name].ndim == 4 and fields[name].shape[3] != model.experiment.facts.channels:
+            raise UserError(f"{name}: expected pictures of {model.experiment.facts.channels} channels, got {list(fields[name].shape)}")
     if "low_res_noise" in model.experiment.conditioner.fields and "low_res" in fields and "low_res_noise" not in fields:
         seeds = given.get("noise_seeds", range(len(fields["low_res"])))
         keys = jax.vmap(lambda key: key_for(key, "low_res"))(image_keys(seeds))
         fields["low_res_noise"] = np.asarray(normal_for(keys, fields["low_res"].shape[1:]))
     return fields
+
+
+def _check_sizes(conditioner, fields: Mapping, factor: int) -> None:
+    """Raises UserError: pictures for images of several sizes; factor: image pixels a latent, on a side."""
+    sizes = {}
+    for part in getattr(conditioner, "parts", (conditioner,)):
+        for name in DRAWN.intersection(part.fields, fields):
+            step = 1 if name == "low_res" else 2**part.halvings if name == "map" else factor
+            sizes[name] = "x".join(str(side // step * factor) for side in fields[name].shape[2:0:-1])
+    if len(set(sizes.values())) > 1:
+        raise UserError(", ".join(f"{name} for {size}" for name, size in sorted(sizes.items())) + ": the pictures of a call are for images "
+                        "of one size")
 
 
 def _array(name: str, value) -> np.ndarray:
@@ -193,8 +219,9 @@ def _untold(conditioner, fields: Mapping, said: set, checked: bool = True):
         return True
     missing = list(dict.fromkeys(NAMES.get(name, name) for name in conditioner.fields if name not in fields))
     if missing:
+        flags = ", ".join(FLAGS[name] for name in missing if name in FLAGS)
         raise UserError(f"{', '.join(missing)}: this model must be told {'it' if len(missing) == 1 else 'them'}; give "
-                        f"{', '.join(f'{name}=' for name in missing)} to model.condition")
+                        f"{', '.join(f'{name}=' for name in missing)} to model.condition" + (f", or {flags} to sample.py" if flags else ""))
     if checked:
         conditioner.check({name: fields[name] for name in own if name in fields})
     return False
@@ -212,7 +239,7 @@ def _of_one_number(fields: Mapping, number: int | None) -> dict:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 6, 7))
 def _conditions(conditioner, first_stage, params, first_params, fields: Mapping, negative: Mapping, count: int, how: tuple) -> Guided:
-    """how: (what of the given is untold, what of the null, whether anything of it was said), see `_untold`. Both are made together,
+    """how: (what of the given is untold, what of the null, the fields that were said of it), see `_untold`. Both are made together,
     so that images are encoded once."""
     untold, unsaid, said = how
     encode, variables = functools.partial(first_stage.encode, first_params), {"params": params}
@@ -220,10 +247,29 @@ def _conditions(conditioner, first_stage, params, first_params, fields: Mapping,
     def made(fields, untold):
         return conditioner.apply(variables, count, fields, encode, untold, method=_made)
 
-    return Guided(made(fields, untold), made(negative, unsaid) if said or conditioner.drop else None)
+    given, null = made(fields, untold), made(negative, unsaid) if said or conditioner.drop else None
+    if not isinstance(untold, tuple):
+        return Guided(given, null)
+    weighed = [part.drop or not said.isdisjoint(part.fields) for part in conditioner.parts]
+    each = [Guided(one, null[i] if of_null else None) for i, (one, of_null) in enumerate(zip(given, weighed))]
+    return Guided(joined(given), joined(null) if null else None, tuple(each) if sum(map(bool, weighed)) > 1 else None)
 
 
-def _made(conditioner, count: int, fields: Mapping, encode, untold) -> Condition:
+def _made(conditioner, count: int, fields: Mapping, encode, untold):
+    """The Condition; of a conditioner of parts a list of theirs."""
     if isinstance(untold, tuple):
-        return joined([_made(part, count, fields, encode, of_part) for part, of_part in zip(conditioner.parts, untold)])
+        made = [_made(part, count, fields, encode, of_part) for part, of_part in zip(conditioner.parts, untold)]
+        return [joined(part) if isinstance(part, list) else part for part in made]
     return conditioner.null(count, fields, encode) if untold else conditioner(fields, None, encode)
+
+
+def _blank(conditioner, model, size) -> dict[str, np.ndarray]:
+    """Fields [1, ...] of zeros for those parts that tell an image and may be left out: what says their size, as their null needs it."""
+    parts = getattr(conditioner, "parts", None)
+    if parts is not None:
+        return {name: value for part in parts for name, value in _blank(part, model, size).items()}
+    if not conditioner.drop or "image" not in conditioner.tells:
+        return {}
+    h, w, c = latent_shape(model.experiment, size if isinstance(size, tuple) else None)
+    f = model.experiment.autoencoder.factor
+    return {name: np.asarray(x) for name, x in conditioner.example(1, (f * h, f * w, model.experiment.facts.channels), (h, w, c)).items()}

@@ -83,11 +83,11 @@ def refuse_remote(path: str, flag: str) -> None:
 
 
 def refuse_changes(saved: Mapping, now: Mapping, folder) -> None:
-    """Raises UserError, naming the keys, if a config differs outside config.run from the one that a run was started with."""
+    """Raises UserError, naming the keys, if a config differs, outside of what is free, from the one that a run was started with."""
     told = differences(saved, now)
     if told:
         raise UserError(f"{folder} holds a run of another config: {'; '.join(told[:8])}{' ...' if len(told) > 8 else ''}. "
-                        "Only config.run may change; give back the old values, or use another --workdir")
+                        "Only config.run and config.data.cache may change; give back the old values, or use another --workdir")
 
 
 def _from_everyone(digest: bytes) -> list[bytes]:

@@ -56,6 +56,20 @@ def tiny_classifier(first_stage, **changes):
     return updated(config, changes)
 
 
+def tiny_embedding(**changes):
+    """A config of an embedder of shapes of 8x8 pixels and their captions, by bytes."""
+    from configs.base import embedding
+
+    config = embedding()
+    layers = dict(width=16, layers=1, heads=2)
+    config.data.update(source=dict(name="shapes", resolution=8, records=40), resolution=8, batch=8)
+    config.network.update(projection=8, image=layers | dict(patch=4),
+                          text=layers | dict(vocabulary=259, length=96, bos=256, eos=257, pad=258))
+    config.learning_rate.update(peak=1e-3, warmup=2, steps=40)
+    config.run.update(steps=6, log_every=1, evaluate_every=0, preview_every=0, save_every=3, keep_last=3)
+    return updated(config, changes)
+
+
 def updated(config, changes):
     """Dotted keys to new values; a dict replaces its section whole."""
     from ml_collections import ConfigDict

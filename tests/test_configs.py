@@ -92,7 +92,7 @@ def shapes_of(variant: str):
     config, first = config_file.load(str(ROOT / variant)), None
     experiment.check_keys(config)
     channels = 1 if "demo" in variant and config["task"] != "autoencoder" else 3
-    if config["task"] != "autoencoder" and config["first_stage"] != "pixels":
+    if config.get("first_stage", "pixels") != "pixels":
         own = config_file.load(str(ROOT / "configs/demo/autoencoder.py"))
         file, _, word = variant.partition(":")
         published = runpy_module(file).get("FIRST_STAGES", {}).get(word, word)

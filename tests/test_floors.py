@@ -14,10 +14,10 @@ LINES, FUNCTION_LINES = 300, 60
 LONGER: set[str] = set()  # "ldm_jax/x.py" or "ldm_jax/x.py::function", each with a reason beside it
 
 LOWER = {"core", "ops", "nn", "diffusion", "models", "data", "checkpoint", "interop"}
-SEVEN = {"adapted", "asked", "choices", "classifier_choices", "clip", "config_file", "config_tree", "data_choices", "describe", "donor",
-         "evaluate", "experiment", "launch", "likelihood", "loading", "output", "partners", "pictures", "pipeline", "precision",
-         "published", "publishing", "said", "sampling", "shapes_tasks", "sizes", "text_encoders", "tiles",
-         "tokenized", "told", "vocabularies", "workdir"}
+SEVEN = {"adapted", "asked", "cached_data", "choices", "classifier_choices", "clip", "config_file", "config_tree", "data_choices",
+         "describe", "donor", "embedded", "embedding_choices", "encoding", "evaluate", "experiment", "launch", "layouts", "likelihood",
+         "loading", "output", "parted", "partners", "pictures", "pipeline", "precision", "published", "publishing", "retrieved", "said",
+         "sampling", "shapes_tasks", "sizes", "states", "text_encoders", "tiles", "tokenized", "told", "vocabularies", "workdir"}
 ALL = LOWER | {"train", "evals"} | SEVEN
 MAY_IMPORT = {  # of ours, beside itself
     "core": set(), "ops": {"core"}, "nn": {"core", "ops"}, "diffusion": {"core", "ops"}, "models": {"core", "ops", "nn"},

@@ -12,7 +12,7 @@ import pytest
 
 import ldm_jax as ldm
 from ldm_jax import launch, output
-from ldm_jax.asked import keep_of
+from ldm_jax.asked import keep_of, prepare
 from ldm_jax.core.errors import UserError
 from ldm_jax.data.digits import Digits
 from ldm_jax.diffusion.sample import image_keys, start
@@ -92,6 +92,17 @@ def test_a_mask_keeps_every_pixel_that_is_black(model, told):
     hole[:, MASK] = 255
     clean = [model.sample(told, seeds=SEEDS, init=image, mask=np.ones((32, 32)), **FEW) for image in (DIGITS, hole)]
     np.testing.assert_array_equal(*clean)  # what is all made anew reads nothing of init
+
+
+def test_what_is_pasted_changes_nothing_else(model, told):
+    """Mistakes: the known pixels of an inpainting model left as its decoder has them; the hole pasted; paste taken for init."""
+    job = prepare(model, told, 3, {"paste": (DIGITS, MASK), **FEW})
+    images = np.full_like(DIGITS[1:], 7)
+    found = job.finished(images, np.arange(1, 3))
+    assert np.array_equal(found[:, ~MASK], DIGITS[1:][:, ~MASK]) and (found[:, MASK] == 7).all()
+    assert job.inputs.clean is None and job.inputs.keep is None
+    one = prepare(model, told, 3, {"paste": (DIGITS[:1] / np.float32(127.5) - 1, MASK), **FEW}).finished(images, np.arange(1, 3))
+    assert np.array_equal(one[:, ~MASK], DIGITS[[0, 0]][:, ~MASK])
 
 
 def test_latents_are_kept_where_all_their_pixels_are():
@@ -189,6 +200,8 @@ REFUSED = [
     ({"init": DIGITS[:, :30], "strength": 0.5}, r"init: expected images \[N, 32, 32, 1\], got \[3, 30, 32, 1\]"),
     ({"init": DIGITS[:2], "strength": 0.5}, r"init: of \[2\] examples, and 3 seeds"),
     ({"init": DIGITS, "mask": MASK[:16]}, r"mask: expected \[32, 32\]"), ({"init": DIGITS, "mask": MASK * 255}, "from 0 to 255"),
+    ({"paste": DIGITS}, "paste: expected .images, mask."), ({"paste": (DIGITS[:2], MASK)}, r"paste: expected images \[3, 32, 32, 1\]"),
+    ({"paste": (DIGITS, MASK * 255)}, "from 0 to 255"), ({"paste": (DIGITS, MASK), "init": DIGITS, "mask": MASK}, "no mask beside init"),
     ({"noise": np.zeros((3, 4, 4, 2))}, r"noise: expected \[N, 8, 8, 2\]"), ({"every": 0, "callback": print}, "every=0"),
     ({"negative": "told", "guidance": 1.0}, "negative: without classifier-free guidance nothing steps away"),
     ({"guide_condition": [1], "guidance": 2.0}, "guide_condition: there is no guide"),

@@ -244,7 +244,7 @@ def test_the_command_says_it_all(model, monkeypatch, tmp_path):
     for changes, words in (({"sampling": {"guidance": 1.0}}, "--negative_prompt: without classifier-free guidance"),
                            ({"pictures": output.pictures_of(str(tmp_path / "digit.png"), "", 0.5)}, "--mask: this model fills in"),
                            ({"pictures": None}, "image, mask: this model must be told them"),
-                           ({"said": Said(depth=str(tmp_path / "digit.png"))}, "depth: this model does not read it")):
+                           ({"said": Said(depth=(str(tmp_path / "digit.png"),))}, "depth: this model does not read it")):
         with pytest.raises(UserError, match=words):
             output.sample_to(named, dataclasses.replace(request, **changes), str(tmp_path / "out"))
 

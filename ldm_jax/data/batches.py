@@ -6,101 +6,76 @@ random transform of it, depends on (seed, g) and on nothing else, so that neithe
 entered change a pixel.
 """
 
-import copy
 import dataclasses
 import json
 import math
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from ldm_jax.core.errors import UserError
-from ldm_jax.data.transforms import Window, describe, to_float
+from ldm_jax.data.cached import Cached
+from ldm_jax.data.shown import Draw, Transformed, word
+from ldm_jax.data.transforms import describe
 
 SEED_LIMIT = 2**32 - 1
 ENDLESS = 2**62  # rows
-MAPS = {"segmentation", "depth"}  # of a record: [H, W], on the image
 READ_TOGETHER = 16  # rows that a thread reads at once: Grain's cost for each element is about 50 us
 ORDER = "grain-shuffle-1"  # raise it when the order of records for a seed changes
 
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Reads one record: source, transforms, checks, [-1, 1], and what the makers of fields (fields.py) tell of it."""
+    """Reads one record: as its view shows it, with its label, and what the makers of fields (fields.py) tell of it.
 
-    source: Sequence[dict]
-    transforms: tuple
+    view: Transformed (shown.py) or Cached. variants: of the random transforms; 0 draws them afresh at every position.
+    """
+
+    view: Transformed | Cached
     seed: int | None
-    side: tuple[int, int]
     fields: Mapping
+    variants: int = 0
 
     def __call__(self, position: int, record: int) -> dict[str, np.ndarray]:
-        found = self.source[record]
+        draw, source = self._draw(position, record), self.view.source
+        found = self.view.found(record, draw)
         try:
-            image = self._transformed(np.asarray(found["image"]), position)
-            row = {"image": to_float(image), "index": np.int64(position), "record": np.int64(record)}
-            if self.source.classes:
-                row["label"] = self._label(found.get("label"))
-            if self.fields:
-                shown = self._shown(found, position) | {"image": image, "index": position, "record": record}
-                for name, maker in self.fields.items():
-                    row |= maker(shown, self._generator_of(name, position, record))
+            row, shown = self.view.row(found, draw, bool(self.fields))
+            row |= {"index": np.int64(position), "record": np.int64(record)}
+            if source.classes:
+                row["label"] = self._label(shown.get("label"))
+            for name, maker in self.fields.items():
+                if not set(maker.gives) <= set(self.view.covers):
+                    row |= maker(type(shown)(shown | {"index": position, "record": record}), self._generator_of(name, position, record))
         except UserError as error:
-            raise UserError(f"{self.source.name} record {record} {found.get('file', '')}".rstrip() + f": {error}") from None
+            raise UserError(f"{source.name} record {record} {found.get('file', '')}".rstrip() + f": {error}") from None
         return row
 
-    def _shown(self, found: Mapping, position: int) -> dict:
-        """What lies on the image, where the transforms leave it: see fields.py."""
-        generators = [self._generator(transform, place, position) for place, transform in enumerate(self.transforms)]
-        height, width = found["image"].shape[:2]
-        shown = dict(found) | {"size": (width, height), "window": window_of(self.transforms, generators, found["image"])}
-        for name in MAPS & found.keys():
-            for place, transform in enumerate(self.transforms):
-                shown[name] = transform.of_map(shown[name], self._generator(transform, place, position))
-        if self.seed is not None and found.get("captions"):
-            shown["caption"] = found["captions"][int(self._generator_of("caption", position, 0).random() * len(found["captions"]))]
-        if "boxes" in found and shown["window"][4]:
-            shown["boxes"] = np.asarray([1, 0, 1, 0], np.float32) + np.asarray([-1, 1, -1, 1], np.float32) * found["boxes"][:, [2, 1, 0, 3]]
-        return shown
+    def _draw(self, position: int, record: int) -> Draw | None:
+        """None in evaluation; a position's own in training, or, with variants, one of the record's, in turn from epoch to epoch."""
+        if self.seed is None:
+            return None
+        epoch = position // len(self.view.source)
+        return Draw(self.seed, (record, epoch % self.variants) if self.variants else (position,))
 
     def _generator_of(self, name: str, position: int, record: int):
         """Of (seed, name, position) in training; in evaluation of (name, record), so that a record has one of each there."""
-        words = [_word("evaluation"), _word(name), record] if self.seed is None else [self.seed, _word(f"field {name}"), position]
+        words = [word("evaluation"), word(name), record] if self.seed is None else [self.seed, word(f"field {name}"), position]
         return np.random.default_rng(np.random.SeedSequence(words))
 
-    def _transformed(self, image: np.ndarray, position: int) -> np.ndarray:
-        channels = self.source.channels
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels:
-            raise UserError(f"the image is {image.dtype} {list(image.shape)}, expected uint8 [H, W, {channels}]")
-        given = image.shape
-        for place, transform in enumerate(self.transforms):
-            image = transform(image, self._generator(transform, place, position))
-        if image.shape[:2] != self.side:
-            changed = "" if given == image.shape else f" ({given[1]}x{given[0]} before its transforms)"
-            raise UserError(f"the image is {image.shape[1]}x{image.shape[0]}{changed}, and {self.side[1]}x{self.side[0]} is asked for: "
-                            "put crop_resize into the transforms, or ask for the size the source has")
-        return image
-
-    def _generator(self, transform, place: int, position: int):
-        if self.seed is None:
-            return None
-        before = sum(other.name == transform.name for other in self.transforms[:place])
-        return np.random.default_rng(np.random.SeedSequence([self.seed, _word(transform.name), before, position]))
-
     def _label(self, label) -> np.int32:
-        if label is None or int(label) != label or not 0 <= label < self.source.classes:
-            raise UserError(f"label {label!r}: expected a whole number from 0 to {self.source.classes - 1}")
+        if label is None or int(label) != label or not 0 <= label < self.view.source.classes:
+            raise UserError(f"label {label!r}: expected a whole number from 0 to {self.view.source.classes - 1}")
         return np.int32(label)
 
 
 def stream(source, transforms: tuple = (), *, seed: int, batch: int, start: int = 0, rows: tuple[int, int] | None = None,
-           resolution: int | None = None, fields: Mapping | None = None, threads: int = 4,
+           resolution: int | None = None, fields: Mapping | None = None, variants: int = 0, threads: int = 4,
            prefetch: int = 2) -> Iterator[dict[str, np.ndarray]]:
     """Endless training batches from global batch `start` on.
 
     Args:
-      source: see sources.py.
+      source: see sources.py; or Cached, which stands for a source with these transforms.
       transforms: called in order, each with its own generator made from (seed, its name, position).
       seed: 0 .. 2^32 - 1; gives the order of the records and all random transforms.
       batch: rows in a global batch.
@@ -108,12 +83,13 @@ def stream(source, transforms: tuple = (), *, seed: int, batch: int, start: int 
       rows: (lo, hi), this process's contiguous rows of every global batch; None is all of them.
       resolution: side that images must have after the transforms; None asks for the size that record 0 comes out with.
       fields: {field: maker}, what batches have beside image and label, see fields.py.
+      variants: 0, or of how many variants a record has: its transforms then draw from (seed, their name, record, epoch mod variants).
       threads: reader threads (0 reads when asked); prefetch: batches to read ahead.
 
     Returns:
-      An iterator of {"image" float32 [b, H, W, C] in [-1, 1], "label" int32 [b] where the source has classes, "index"
-      int64 [b] = k * batch + row, "record" int64 [b] = place in the source} and the fields [b, ...], b = hi - lo. Every record comes
-      once an epoch, epochs follow one another inside a batch, and each is shuffled anew.
+      An iterator of {"image" float32 [b, H, W, C] in [-1, 1] (of a cache, what stands in its place), "label" int32 [b] where the
+      source has classes, "index" int64 [b] = k * batch + row, "record" int64 [b] = place in the source} and the fields [b, ...],
+      b = hi - lo. Every record comes once an epoch, epochs follow one another inside a batch, and each is shuffled anew.
 
     Raises:
       UserError: at the call, for arguments; at the batch, for a bad record, which it names.
@@ -121,9 +97,9 @@ def stream(source, transforms: tuple = (), *, seed: int, batch: int, start: int 
     import grain
 
     lo, hi = _check(source, seed, batch, rows, start, threads, prefetch)
-    reader = _Reader(source, tuple(transforms), seed, _side(source, transforms, resolution), fields or {})
+    reader = _Reader(_view(source, transforms, resolution), seed, _bound(fields, source), variants)
     # Grain shuffles epoch e by seed + e; mixed first, so that seed 1 does not begin with the second epoch of seed 0.
-    mixed = int(np.random.SeedSequence([seed, _word("order")]).generate_state(1)[0])
+    mixed = int(np.random.SeedSequence([seed, word("order")]).generate_state(1)[0])
     order = grain.MapDataset.range(len(source)).shuffle(seed=mixed).repeat()
     width = hi - lo
 
@@ -149,7 +125,7 @@ def in_order(source, transforms: tuple = (), *, batch: int, count: int | None = 
     count = len(source) if count is None else count
     if not 1 <= count <= len(source):
         raise UserError(f"count={count}: {source.name} has {len(source)} records; expected 1 to {len(source)}")
-    reader = _Reader(source, tuple(transforms), None, _side(source, transforms, resolution), fields or {})
+    reader = _Reader(_view(source, transforms, resolution), None, _bound(fields, source))
     width, batches = hi - lo, -(-count // batch)
 
     def read(j: int) -> dict[str, np.ndarray]:
@@ -172,26 +148,14 @@ def _read_ahead(read, width: int, first: int, last: int, threads: int, prefetch:
     return iter(whole)
 
 
-def window_of(transforms: tuple, generators: Sequence, image: np.ndarray) -> Window:
-    """What all transforms together show of an image [H, W, C], with the generators that they are called with."""
-    left, top, right, bottom, mirrored = 0.0, 0.0, 1.0, 1.0, False
-    for transform, state in zip(transforms, generators):
-        draw = copy.deepcopy(state)
-        *shown, mirrors = transform.window(image.shape[0], image.shape[1], draw)
-        image = transform(image, state)
-        if mirrors:
-            left, right, mirrored = 1 - right, 1 - left, not mirrored
-        wide, high = right - left, bottom - top
-        left, top, right, bottom = left + shown[0] * wide, top + shown[1] * high, left + shown[2] * wide, top + shown[3] * high
-    return left, top, right, bottom, mirrored
-
-
-def fingerprint(source, *, seed: int, batch: int, transforms: tuple = (), fields: Mapping | None = None) -> dict:
+def fingerprint(source, *, seed: int, batch: int, transforms: tuple = (), fields: Mapping | None = None, variants: int = 0) -> dict:
     """All that fixes the stream, JSON-able. Two equal ones give the same batch k."""
     found = {"source": source.fingerprint(), "seed": seed, "batch": batch, "transforms": [describe(t) for t in transforms],
              "order": ORDER}
     if fields:
         found["fields"] = {name: maker.describe() for name, maker in fields.items()}
+    if variants:
+        found["variants"] = variants
     return json.loads(json.dumps(found))
 
 
@@ -213,12 +177,13 @@ def _flat(tree, prefix: str = "") -> dict:
     return {k: v for key, value in items for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
+def _bound(fields: Mapping | None, source) -> dict:
+    """The makers, those that must know it told of the source."""
+    return {name: maker.of_source(source) if hasattr(maker, "of_source") else maker for name, maker in (fields or {}).items()}
+
+
 def _join(how, rows: Sequence[dict]) -> dict[str, np.ndarray]:
     return {key: how([row[key] for row in rows]) for key in rows[0]}
-
-
-def _word(name: str) -> int:
-    return zlib.crc32(name.encode())
 
 
 def _check(source, seed, batch, rows, start, threads, prefetch) -> tuple[int, int]:
@@ -235,10 +200,12 @@ def _check(source, seed, batch, rows, start, threads, prefetch) -> tuple[int, in
     return lo, hi
 
 
-def _side(source, transforms, resolution: int | None) -> tuple[int, int]:
+def _view(source, transforms, resolution: int | None) -> Transformed | Cached:
+    if isinstance(source, Cached):
+        return source
     if resolution is not None:
-        return resolution, resolution
+        return Transformed(source, tuple(transforms), (resolution, resolution))
     image = np.asarray(source[0]["image"])
     for transform in transforms:
         image = transform(image, None)
-    return image.shape[:2]
+    return Transformed(source, tuple(transforms), image.shape[:2])

@@ -2,7 +2,8 @@
 
 A maker is frozen, and has `gives`, the names of the fields that it makes; `version`, for the fingerprint: raise it whenever
 the same record gives other numbers; `describe() -> dict`, JSON-able; and the call (record, rng) -> {field: array} without a
-batch axis. rng is a generator of its own, of (seed, field, position) in training, of (field, record) in evaluation.
+batch axis. rng is a generator of its own, of (seed, field, position) in training, of (field, record) in evaluation. One that must know
+whose records it is given has `of_source(source)`, the maker that is called for them.
 
 The record is the source's, after the transforms: "image" uint8 [H, W, C], "segmentation" uint8 or uint16 [H, W], "depth" float32
 [H, W] as shown; "boxes" float32 [n, 4], left, top, right, bottom in 0 .. 1 of the WHOLE image, mirrored if that is; "window", (left,
@@ -22,6 +23,7 @@ from ldm_jax.data.captions_field import captions
 from ldm_jax.data.degradations import DEGRADATIONS
 from ldm_jax.data.maker import Maker, taken
 from ldm_jax.data.masks import MASKS
+from ldm_jax.data.neighbours_field import NEIGHBOURS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,4 +123,5 @@ def boxes(spec) -> Boxes:
     return Boxes((spec.length - 2) // 3, spec.vocabulary)
 
 
-FIELDS = {"captions": captions, "segmentation": Segmentation, "boxes": boxes, "depth": Depth, "sizes": Sizes} | DEGRADATIONS | MASKS
+FIELDS = ({"captions": captions, "segmentation": Segmentation, "boxes": boxes, "depth": Depth, "sizes": Sizes}
+          | DEGRADATIONS | MASKS | NEIGHBOURS)

@@ -17,7 +17,7 @@ from ldm_jax.data.maker import Maker
 PUBLISHED = 256  # the side, in pixels, that LaMa's lengths are of
 SEGMENTS = 5  # of a stroke, at most
 LENGTH, WIDTH = 10, 5  # the least, of 256
-STRAIGHT = (0.0, 4.0)  # a stroke turns by an angle between these, in radians, to one side
+TURNS = (0.0, 4.0)  # the directions of a stroke's pieces, in radians; every other stroke has them the other way round
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +44,9 @@ class FreeForm(Maker):
         high, wide = anew.shape
         unit = min(high, wide) / PUBLISHED
         for i in range(int(rng.integers(self.least, self.most + 1))):
-            here = np.array([int(rng.random() * high) + 0.5, int(rng.random() * wide) + 0.5])
+            here = np.array([int(rng.random() * high) + 0.5, int(rng.random() * wide) + 0.5])  # a pixel's centre: never an empty mask
             for _ in range(int(rng.integers(1, SEGMENTS + 1))):
-                angle = (1 if i % 2 else -1) * rng.uniform(*STRAIGHT)
+                angle = (1 if i % 2 else -1) * rng.uniform(*TURNS)
                 length = unit * (LENGTH + self.length * rng.random())
                 width = unit * (WIDTH + self.width * rng.random())
                 there = np.clip(here + length * np.array([np.cos(angle), np.sin(angle)]), 0, (high, wide))
@@ -158,10 +158,7 @@ class Mixed(Maker):
 
 
 def _draw(anew: np.ndarray, start: np.ndarray, end: np.ndarray, width: float) -> None:
-    """Sets the pixels of anew [H, W] whose centres are within width / 2 of the segment between two points (down, across); and the one
-
-    that the start is in.
-    """
+    """Sets the pixels of anew [H, W] whose centres are within width / 2 of the segment between two points (down, across)."""
     reach = width / 2
     low = np.maximum(np.floor(np.minimum(start, end) - reach), 0).astype(int)
     high = np.minimum(np.ceil(np.maximum(start, end) + reach), anew.shape).astype(int)
@@ -169,7 +166,6 @@ def _draw(anew: np.ndarray, start: np.ndarray, end: np.ndarray, width: float) ->
     y, x, (dy, dx) = down + 0.5 - start[0], across + 0.5 - start[1], end - start
     along = np.clip((y * dy + x * dx) / max(dy * dy + dx * dx, 1e-12), 0, 1)
     anew[low[0]:high[0], low[1]:high[1]] |= (y - along * dy) ** 2 + (x - along * dx) ** 2 <= reach * reach
-    anew[tuple(np.minimum(start.astype(int), np.array(anew.shape) - 1))] = True
 
 
 def _check_order(least, most) -> None:

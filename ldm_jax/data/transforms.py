@@ -5,6 +5,7 @@ A transform is called with a random generator of its own, or with None for its d
 with it, by generators of the same state: `of_map(map, rng)`, [H, W] of classes, uint8 or uint16, never mixed, or of depths, float32,
 which bilinear resizing mixes; and `window(height, width,
 rng)`, what is shown of the image that it is given: (left, top, right, bottom, mirrored), in shares of it, after the mirror.
+`draws` says whether training gives other pixels than evaluation.
 
 Resizing is Pillow's, on uint8 (two passes, each rounded to 8 bits, no gamma). The filter is named, and its support grows
 with the reduction: reducing is antialiased (for every filter here but nearest), enlarging interpolates.
@@ -45,6 +46,10 @@ class CropResize:
         _check_side(self.resolution)
         _check_word("crop", self.crop, ("centre", "random"))
         _check_word("filter", self.filter, FILTERS)
+
+    @property
+    def draws(self) -> bool:
+        return self.crop == "random"
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         size, top, left = self._cut(image.shape[0], image.shape[1], rng)
@@ -93,6 +98,10 @@ class RandomResizedCrop:
         _check_word("filter", self.filter, FILTERS)
         if not 0 < self.smallest <= 1 or not self.aspect >= 1:
             raise UserError(f"smallest={self.smallest}, aspect={self.aspect}: expected smallest in (0, 1] and aspect >= 1")
+
+    @property
+    def draws(self) -> bool:
+        return True
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         top, left, high, wide = self._box(image.shape[0], image.shape[1], rng)
@@ -176,6 +185,10 @@ class Flip:
     def __post_init__(self):
         if not 0 <= self.probability <= 1:
             raise UserError(f"probability={self.probability}: expected a number from 0 to 1")
+
+    @property
+    def draws(self) -> bool:
+        return self.probability > 0  # one that always mirrors does not in evaluation
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         return image[:, ::-1] if self._mirrors(rng) else image

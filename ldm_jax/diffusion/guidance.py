@@ -10,6 +10,7 @@ every prediction is affine in it at fixed noisy and the weights add to 1, so gui
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -23,10 +24,22 @@ from ldm_jax.diffusion.prediction import over
 
 @struct
 class Guided:
-    """The condition of a guided sample: what is `given`, and what the worse side is told, `null` (or a negative condition)."""
+    """The condition of a guided sample: what is `given`, and what the worse side is told, `null` (or a negative condition).
+
+    parts: of a condition of several parts the same of each, for those who weigh them one by one (`Partials`); no guidance reads them.
+    """
 
     given: Any
     null: Any
+    parts: tuple["Guided", ...] | None = None
+
+
+@struct
+class Partials:
+    """The condition of `EachPart`: told nothing, `null`, and told some of it, `told`, one condition a weight."""
+
+    null: Any
+    told: tuple
 
 
 @struct
@@ -79,9 +92,43 @@ class ClassifierFree(_StepAway):
     def sides(self, denoise, params, noisy, level, time, condition):
         """((clean, noise) with the condition, the same without)."""
         both = _concatenated(condition, noisy.shape[0])
-        pair = denoise(params, jnp.concatenate([noisy, noisy]), _twice(level), _twice(time), both)
+        pair = denoise(params, _repeated(noisy), _repeated(level), _repeated(time), both)
         null, given = zip(*(jnp.split(part, 2) for part in pair))
         return given, null
+
+
+@dataclasses.dataclass(frozen=True)
+class EachPart:
+    """null + sum_i k_i (told_i - null), a weight for each of `count` conditions. Takes a `Partials`.
+
+    guiding.FromParts says which conditions, and the k of its weights. One call of the network on (count + 1) B examples, the null ones
+    first.
+    """
+
+    count: int
+
+    @property
+    def terms(self) -> int:
+        """Weights a row: one a condition."""
+        return self.count
+
+    def __call__(self, denoise):
+        """The guided denoiser. Raises UserError at trace time for a condition that is not as many of one shape."""
+        def guided(params, noisy, level, time, condition, weights):
+            _need(condition, Partials, "guidance of each part", "Partials(null, told)")
+            if len(condition.told) != self.count:
+                raise UserError(f"guidance of each part: {self.count} weights, and {len(condition.told)} conditions")
+            found = []
+            for told in condition.told:
+                _check_pair("guidance of each part", told, condition.null, noisy.shape[0])
+            every = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), condition.null, *condition.told)
+            again = functools.partial(_repeated, times=self.count + 1)
+            for part in denoise(params, again(noisy), again(level), again(time), every):
+                null, *told = jnp.split(part, self.count + 1)
+                found.append(null + sum(weights[i] * (one - null) for i, one in enumerate(told)))
+            return tuple(found)
+
+        return guided
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,8 +255,8 @@ def rescale(prediction, guided, better, noisy, level: Level, phi):
     return prediction.to_hub(out * (phi * factor + 1 - phi), noisy, level)
 
 
-def _twice(tree):
-    return jax.tree.map(lambda x: x if jnp.ndim(x) == 0 else jnp.concatenate([x, x]), tree)
+def _repeated(tree, times: int = 2):
+    return jax.tree.map(lambda x: x if jnp.ndim(x) == 0 else jnp.concatenate([x] * times), tree)
 
 
 def _need(condition, kind, who: str, wanted: str) -> None:
@@ -222,11 +269,15 @@ def _concatenated(condition, batch: int):
     if not isinstance(condition, Guided):
         raise UserError(f"classifier-free guidance: expected Guided(given, null), got {type(condition).__name__}; "
                         "a model without a null condition can only be sampled with guidance 1")
-    if jax.tree.structure(condition.given) != jax.tree.structure(condition.null):
-        raise UserError("classifier-free guidance: the condition and its null have different parts "
-                        f"({jax.tree.structure(condition.given)} and {jax.tree.structure(condition.null)})")
-    for given, null in zip(jax.tree.leaves(condition.given), jax.tree.leaves(condition.null)):
-        if given.shape != null.shape or given.shape[0] != batch:
-            raise UserError(f"classifier-free guidance: expected condition and null of one shape [B={batch}, ...], "
-                            f"got {list(given.shape)} and {list(null.shape)}")
+    _check_pair("classifier-free guidance", condition.given, condition.null, batch)
     return jax.tree.map(lambda null, given: jnp.concatenate([null, given]), condition.null, condition.given)
+
+
+def _check_pair(who: str, given, null, batch: int) -> None:
+    if jax.tree.structure(given) != jax.tree.structure(null):
+        raise UserError(f"{who}: the condition and its null have different parts ({jax.tree.structure(given)} and "
+                        f"{jax.tree.structure(null)})")
+    for told, untold in zip(jax.tree.leaves(given), jax.tree.leaves(null)):
+        if told.shape != untold.shape or told.shape[0] != batch:
+            raise UserError(f"{who}: expected condition and null of one shape [B={batch}, ...], got {list(told.shape)} and "
+                            f"{list(untold.shape)}")

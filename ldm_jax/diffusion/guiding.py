@@ -13,7 +13,7 @@ import numpy as np
 
 from ldm_jax.core.choose import choose
 from ldm_jax.core.errors import UserError
-from ldm_jax.diffusion.guidance import OFF, Autoguidance, Classifier, ClassifierFree, Perturbed
+from ldm_jax.diffusion.guidance import OFF, Autoguidance, Classifier, ClassifierFree, EachPart, Perturbed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Weight:
 
     off: ClassVar[float] = 1.0
     needs: ClassVar[str] = "nothing"
-    """Of the condition: "nothing" more, a "null", or a "guide" (a second network)."""
+    """Of the condition: "nothing" more, a "null", the "parts" of both, or a "guide" (a second network)."""
 
     def __post_init__(self):
         if not (self.low >= 0 and (self.high is None or self.low < self.high)):
@@ -208,7 +208,59 @@ class ByClassifier(Weight):
         return free if self.never else (self.column(ratios), *free)
 
 
-GUIDANCE = {"off": Unguided, "classifier_free": FromNull, "autoguidance": FromGuide, "perturbed": FromPerturbed,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FromParts:
+    """Classifier-free guidance of several conditions, each by its own weight, in the order of the conditioner's parts that are dropped.
+
+    With c_0 = nothing, "chain" is null + sum_i w_i (c_1 .. c_i - c_1 .. c_{i-1}) (arXiv 2211.09800, equation 3): the later are steered by
+    given the earlier; equal weights are plain classifier-free guidance, all 1 is off. "sum" is null + sum_i w_i (c_i alone - null) (arXiv
+    2206.01714), for conditions that are independent of each other given the data. As many more evaluations a row as parts.
+
+    Fields:
+      weights: one a part. low, high, begin, stop: as of `Weight`, of all; where they do not act, they are 1.
+
+    Raises:
+      UserError: weights that are not finite numbers, an unknown form, bounds as of `Weight`.
+    """
+
+    weights: Any
+    form: Literal["chain", "sum"] = "chain"
+    low: float = 0.0
+    high: float | None = None
+    begin: float = 0.0
+    stop: float = 1.0
+    needs: ClassVar[str] = "parts"
+
+    def __post_init__(self):
+        given = self.weights
+        if not isinstance(given, tuple | list) or not given or any(isinstance(w, bool) or not isinstance(w, int | float) for w in given):
+            raise UserError(f"weights={given!r}: expected a number for each condition, as (3.0, 1.5)")
+        if self.form not in FORMS:
+            raise UserError(f"form={self.form!r}: expected one of {', '.join(FORMS)}")
+        self._each()
+
+    def _each(self) -> list[Weight]:
+        return [Weight(weight=w, low=self.low, high=self.high, begin=self.begin, stop=self.stop) for w in self.weights]
+
+    @property
+    def never(self) -> bool:
+        """Whether it changes nothing: a chain, or one weight, of 1."""
+        return all(w == 1 for w in self.weights) and (self.form == "chain" or len(self.weights) == 1)
+
+    @property
+    def program(self):
+        return OFF if self.never else EachPart(len(self.weights))
+
+    def columns(self, ratios) -> tuple[np.ndarray, ...]:
+        """k of the program: of a sum the weights, of a chain each less the next: c_1 .. c_i stands in two of its terms."""
+        own = [weight.column(ratios) for weight in self._each()]
+        if self.never or self.form == "sum":
+            return () if self.never else tuple(own)
+        return tuple(w - after for w, after in zip(own, [*own[1:], np.zeros_like(own[-1])]))
+
+
+FORMS = ("chain", "sum")
+GUIDANCE = {"off": Unguided, "classifier_free": FromNull, "each": FromParts, "autoguidance": FromGuide, "perturbed": FromPerturbed,
             "classifier": ByClassifier}
 
 

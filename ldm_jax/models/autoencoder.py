@@ -103,6 +103,14 @@ class Autoencoder(nn.Module):
         """Images -> raw latents [B, h, w, c] float32. KL: the mean, or a draw with keys [B]; VQ: before quantisation."""
         return self.bottleneck.latent(self._packed(image), keys)
 
+    def moments(self, image):
+        """Images -> {name: [B, h, w, c] float32}, what the raw latents are drawn from; see `bottleneck`."""
+        return self.bottleneck.moments(self._packed(image))
+
+    def draw(self, moments, keys=None):
+        """What `moments` gave -> raw latents [B, h, w, c], as `encode` gives them for the same keys. It needs no parameters."""
+        return self.bottleneck.draw(moments, keys)
+
     def decode(self, latent):
         """Raw latents [B, h, w, c] -> images [B, f h, f w, C] float32, not clamped. VQ quantises first."""
         expect("latent", latent, "B h w c", c=self.latent_channels)

@@ -1,9 +1,10 @@
 """What stands between encoder and decoder: a Gaussian with a KL penalty, or a codebook.
 
-Both are linen modules with one door: `channels(c)`, what the encoder must give for c latent channels; `latent(packed,
-keys)`, the raw latent that the diffusion side sees; `absorb(latent)`, what the decoder is given for it; and the call,
-(packed, keys) -> (decoder's input, Bottled), for training. `common_unit` says whether a latent may be rescaled channel by
-channel (KL) or only as a whole (VQ: a scale per channel changes which code is nearest).
+Both are linen modules with one door: `channels(c)`, what the encoder must give for c latent channels; `moments(packed)`, all
+that is to be known of the raw latents, by the names of batch fields, so that it may be kept; `draw(moments, keys)`, the raw
+latent that the diffusion side sees; `latent(packed, keys)`, the two in one; `absorb(latent)`, what the decoder is given for a
+latent; and the call, (packed, keys) -> (decoder's input, Bottled), for training. `common_unit` says whether a latent may be
+rescaled channel by channel (KL) or only as a whole (VQ: a scale per channel changes which code is nearest).
 """
 
 from typing import ClassVar
@@ -17,6 +18,8 @@ from ldm_jax.core.types import struct
 from ldm_jax.ops import gaussian
 
 FORMS = ("corrected", "legacy")
+KL_MOMENTS, PLAIN_LATENT = ("latent_mean", "latent_log_variance"), "latent"
+MOMENTS = (*KL_MOMENTS, PLAIN_LATENT)  # the batch fields that stand in the place of images
 
 
 @struct
@@ -44,10 +47,18 @@ class KL(nn.Module):
     def channels(self, latent_channels: int) -> int:
         return 2 * latent_channels
 
-    def latent(self, packed, keys=None):
-        """[B, h, w, 2c] -> [B, h, w, c] float32: a draw from per-example keys [B], or the mean where keys is None."""
-        mean, log_variance = gaussian.moments(packed)
+    def moments(self, packed):
+        """[B, h, w, 2c] -> {"latent_mean", "latent_log_variance"}: float32 [B, h, w, c] each."""
+        return dict(zip(KL_MOMENTS, gaussian.moments(packed)))
+
+    def draw(self, moments, keys=None):
+        """Moments -> [B, h, w, c] float32: a draw from per-example keys [B], or the mean where keys is None."""
+        mean, log_variance = (moments[name] for name in KL_MOMENTS)
         return mean if keys is None else gaussian.draw(mean, log_variance, keys)
+
+    def latent(self, packed, keys=None):
+        """[B, h, w, 2c] -> [B, h, w, c] float32, drawn as `draw` says."""
+        return self.draw(self.moments(packed), keys)
 
     def absorb(self, latent):
         return latent
@@ -83,9 +94,16 @@ class VectorQuantiser(nn.Module):
     def channels(self, latent_channels: int) -> int:
         return latent_channels
 
-    def latent(self, packed, keys=None):
+    def moments(self, packed):
+        """[B, h, w, c] -> {"latent"}: the latent before quantisation [B, h, w, c] float32."""
+        return {PLAIN_LATENT: packed.astype(jnp.float32)}
+
+    def draw(self, moments, keys=None):
         """The latent before quantisation [B, h, w, c] float32; it is not random, so keys are not used."""
-        return packed.astype(jnp.float32)
+        return moments[PLAIN_LATENT]
+
+    def latent(self, packed, keys=None):
+        return self.draw(self.moments(packed), keys)
 
     def absorb(self, latent):
         return self.quantise(latent)[0]

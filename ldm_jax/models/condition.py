@@ -12,7 +12,7 @@ A conditioner is a linen module with
 - `example(count, image, latent)`: fields of zeros of these shapes, (H, W, C) and (h, w, c), to make its parameters with.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
 import flax.linen as nn
@@ -118,14 +118,26 @@ class ClassConditioner(nn.Module):
         return {"label": jnp.zeros((count,), jnp.int32)}
 
 
-def dropped(conditioner, uniform):
-    """Which examples training tells nothing, from one draw in [0, 1) an example [B]: bool [B]; of a conditioner of several parts one
+def dropped(conditioner, draw: Callable, name: str = "drop"):
+    """Which examples training tells nothing: bool [B]; of a conditioner of several parts one such for each.
 
-    such for each, so that the examples of a smaller rate are among those of a larger, and all that is dropped at times is
-    at times dropped together: that is what guidance calls the null.
+    Parts of drops="together" share a draw, so that the examples of a smaller rate are among those of a larger, and all that is dropped
+    at times is at times dropped together: that is what guidance calls the null. Parts of drops="apart" have one each, and one more
+    drops all of them at the rate `all`: every part is at times told alone.
+
+    Args:
+      draw: draw(name) -> [B] in [0, 1), another for every name.
     """
     parts = getattr(conditioner, "parts", None)
-    return uniform < conditioner.drop if parts is None else tuple(dropped(part, uniform) for part in parts)
+    if parts is None or conditioner.drops == "together":
+        return _below(conditioner, draw(name))
+    everything = draw(f"{name}_all") < conditioner.all
+    return tuple(jax.tree.map(lambda own: own | everything, dropped(part, draw, f"{name}_{i}")) for i, part in enumerate(parts))
+
+
+def _below(conditioner, uniform):
+    parts = getattr(conditioner, "parts", None)
+    return uniform < conditioner.drop if parts is None else tuple(_below(part, uniform) for part in parts)
 
 
 def frozen_paths(conditioner, at: str = "conditioner") -> tuple[str, ...]:

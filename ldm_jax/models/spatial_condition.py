@@ -211,9 +211,13 @@ class SemanticMap(nn.Module):
         found, step = needed(fields, "map", "semantic_map"), 2**self.halvings
         if found.ndim != 3 or found.dtype.kind not in "iu" or found.shape[1] % step or found.shape[2] % step:
             raise UserError(f"map: expected whole numbers [N, H, W], H and W multiples of {step}; got {found.dtype} {list(found.shape)}")
-        wrong = found[(found < 0) | (found >= self.classes)]
-        if wrong.size:
-            raise UserError(f"map: class {wrong[0]}: expected 0 to {self.classes - 1}")
+        unknown = (found < 0) | (found >= self.classes)
+        if unknown.any():
+            first = int(np.argmax(unknown.any((1, 2))))
+            wrong = np.unique(found[first][unknown[first]])
+            some = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
+            raise UserError(f"map {first}: class {some} in {unknown[first].sum()} of {found[first].size} pixels: expected 0 to "
+                            f"{self.classes - 1}")
 
     def example(self, count: int, image: tuple, latent: tuple) -> dict:
         return {"map": jnp.zeros((count, *image[:2]), jnp.int32)}

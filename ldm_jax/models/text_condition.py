@@ -2,6 +2,7 @@
 
 Ids come as windows [B, n, L], each with its own beginning and end; the windows are encoded apart and stand one after the
 other on the token axis. The null is the encoding of the empty text from ids that the conditioner knows, or zeros.
+Where the fields hold what a frozen encoder said of the texts (text_states.py), that is taken.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from ldm_jax.core.types import Condition
 from ldm_jax.models.bert_text import BertSpec, BertTextEncoder
 from ldm_jax.models.prompt_weights import weighted
 from ldm_jax.models.text_encoder import LAST_ID, ClipSpec, ClipTextEncoder
+from ldm_jax.models.text_states import kept_states, number_of_windows, silenced, windows
 
 
 class TextConditioner(nn.Module):
@@ -44,22 +46,31 @@ class TextConditioner(nn.Module):
         if weights is not None and drop is not None:
             weights = jnp.where(drop[:, None], 1.0, weights)
         for name, spec in self.specs.items():
-            ids = windows(fields[name])
-            if drop is not None and self.untold == "empty":
-                ids = jnp.where(drop[:, None, None], jnp.asarray(spec.empty(), ids.dtype), ids)
-            tokens, pooled = self.encoded(name, ids)
+            tokens, pooled = self._read(name, spec, fields, drop if self.untold == "empty" else None)
             encoded.append((tokens if weights is None else weighted(tokens, weights, spec.length), pooled))
         condition = self.join(encoded)
         if drop is not None and self.untold == "zeros":
             condition = jax.tree.map(lambda x: jnp.where(drop.reshape(-1, *[1] * (x.ndim - 1)), jnp.zeros_like(x), x), condition)
         return condition if self.trained else jax.lax.stop_gradient(condition)
 
+    def _read(self, name: str, spec, fields: dict, drop) -> tuple[jax.Array, jax.Array]:
+        """(tokens [B, n L, D], pooled [B, P]) of one encoder; of the empty text where drop [B] is True."""
+        kept = kept_states(fields, name, self.trained)
+        if kept is not None:
+            number = kept[0].shape[1] // spec.length
+            return kept if drop is None else silenced(kept, self._nothing(name, spec, 1, number), drop)
+        ids = windows(fields[name])
+        return self.encoded(name, ids if drop is None else jnp.where(drop[:, None, None], jnp.asarray(spec.empty(), ids.dtype), ids))
+
+    def _nothing(self, name: str, spec, count: int, number: int) -> tuple[jax.Array, jax.Array]:
+        """As `_read`, of `number` windows of the empty text, `count` times."""
+        tokens, pooled = self.encoded(name, jnp.asarray(spec.empty(), jnp.int32)[None, None])
+        return jnp.tile(tokens, (count, number, 1)), jnp.tile(pooled, (count, 1))
+
     def null(self, count: int, fields: dict | None = None, encode=None) -> Condition:
         """What `count` examples are told when told nothing; with as many windows as `fields` have."""
-        number = windows(fields[self.fields[0]]).shape[1] if fields and self.fields[0] in fields else 1
-        encoded = [self.encoded(name, jnp.asarray(spec.empty(), jnp.int32)[None, None]) for name, spec in self.specs.items()]
-        encoded = [(jnp.tile(tokens, (count, number, 1)), jnp.tile(pooled, (count, 1))) for tokens, pooled in encoded]
-        condition = self.join(encoded)
+        number = number_of_windows(fields, self.fields[0], self.specs[self.fields[0]].length)
+        condition = self.join([self._nothing(name, spec, count, number) for name, spec in self.specs.items()])
         condition = jax.tree.map(jnp.zeros_like, condition) if self.untold == "zeros" else condition
         return condition if self.trained else jax.lax.stop_gradient(condition)
 
@@ -254,12 +265,6 @@ class BertText(TextConditioner):
 
     def join(self, encoded) -> Condition:
         return Condition(tokens=encoded[0][0])
-
-
-def windows(ids) -> jax.Array:
-    """Ids [B, L] or [B, n, L] -> [B, n, L]."""
-    ids = jnp.asarray(ids)
-    return ids[:, None] if ids.ndim == 2 else ids
 
 
 def _encoded(encoder: ClipTextEncoder, ids) -> tuple[jax.Array, jax.Array]:

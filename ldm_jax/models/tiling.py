@@ -10,8 +10,9 @@ from collections.abc import Callable
 import numpy as np
 
 from ldm_jax.core.errors import UserError
+from ldm_jax.ops.tiling import OVERLAP as OVERLAP
+from ldm_jax.ops.tiling import shares, starts
 
-OVERLAP = 0.25  # of a tile's side, as in diffusers' enable_tiling
 SMALLEST = 4  # a tile of fewer latents has no quarter
 
 
@@ -19,30 +20,6 @@ def check_tile(tile) -> None:
     """Raises UserError unless a tile's side is a whole number of latents, from SMALLEST."""
     if isinstance(tile, bool) or not isinstance(tile, int) or tile < SMALLEST:
         raise UserError(f"tile={tile!r}: expected the side of a tile in latents, a whole number from {SMALLEST}; 64 is usual")
-
-
-def starts(side: int, tile: int) -> list[int]:
-    """Where the tiles of one axis start: evenly from 0 to side - tile, as few as overlap by at least OVERLAP of a tile."""
-    if tile >= side:
-        return [0]
-    count = 1 - (tile - side) // (tile - int(tile * OVERLAP))
-    return [round(k * (side - tile) / (count - 1)) for k in range(count)]
-
-
-def shares(places: list[int], tile: int) -> np.ndarray:
-    """How much each tile counts at each of its positions, float32 [n, tile]: at every position of the axis they add to 1."""
-    inside, windows = np.arange(tile) + 0.5, []
-    for k, place in enumerate(places):
-        window = np.ones(tile)
-        if k:
-            window = np.minimum(window, inside / (places[k - 1] + tile - place))
-        if k + 1 < len(places):
-            window = np.minimum(window, (tile - inside) / (place + tile - places[k + 1]))
-        windows.append(window)
-    total = np.zeros(places[-1] + tile)
-    for place, window in zip(places, windows):
-        total[place:place + tile] += window
-    return np.float32([window / total[place:place + tile] for place, window in zip(places, windows)])
 
 
 def by_tiles(make: Callable, size: tuple[int, int], tile: int, scale: int = 1) -> np.ndarray:

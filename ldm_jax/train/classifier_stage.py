@@ -16,7 +16,7 @@ from ldm_jax.diffusion.prediction import corrupt
 from ldm_jax.diffusion.times import Stratified
 from ldm_jax.train.diffusion_stage import TIME_BINS
 from ldm_jax.train.state import new_state
-from ldm_jax.train.steps import Descent, Stage, single, weighted_sum
+from ldm_jax.train.steps import Descent, Stage, single, size, weighted_sum
 
 CELL = 8  # pixels of one probability in the preview
 
@@ -48,7 +48,7 @@ class ClassifierStage:
     """The parts of stage 3; `build` makes the Stage of them.
 
     objective: its schedule, time input and times as of a diffusion model; no prediction and no weight; loss a CrossEntropy.
-    first_stage: an object with encode(params, image, keys) -> unit-variance latent.
+    first_stage: an object with latent(params, batch, keys) -> unit-variance latent.
     """
 
     objective: Objective
@@ -67,7 +67,7 @@ class ClassifierStage:
 
     def loss(self, params, frozen, batch, key, step):
         """The cross-entropy [] at random times, mean over the batch, with the share that is classified right."""
-        rows = jnp.arange(batch["image"].shape[0])
+        rows = jnp.arange(size(batch))
         latent = self.latent(frozen, batch, key_for(key, "posterior", step=step, example=rows))
         times, noise = draw(self.objective, key_for(key, "corruption", step=step), rows, latent.shape[1:])
         logits = self.logits(params, latent, times, noise, key_for(key, "dropout", step=step))
@@ -76,7 +76,7 @@ class ClassifierStage:
 
     def latent(self, frozen, batch, keys) -> jax.Array:
         """Unit-variance latents [B, h, w, c]; no gradient reaches the first stage."""
-        return jax.lax.stop_gradient(self.first_stage.encode(frozen["first_stage"], batch["image"], keys))
+        return jax.lax.stop_gradient(self.first_stage.latent(frozen["first_stage"], batch, keys))
 
     def logits(self, params, latent, times, noise, dropout_key=None) -> jax.Array:
         """Logits [B, K] of the latents [B, h, w, c] at times [B] with noise [B, h, w, c]; dropout only with a key."""

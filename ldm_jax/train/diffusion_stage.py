@@ -17,7 +17,7 @@ from ldm_jax.diffusion.loss import Objective, denoising_loss, descended, draw
 from ldm_jax.diffusion.times import Stratified
 from ldm_jax.models.condition import dropped, first_condition, frozen_paths
 from ldm_jax.train.state import new_state
-from ldm_jax.train.steps import Descent, Stage, remembering, weighted_sum
+from ldm_jax.train.steps import Descent, Stage, remembering, size, weighted_sum
 
 TIME_BINS = 10
 
@@ -26,7 +26,8 @@ TIME_BINS = 10
 class DiffusionStage:
     """The parts of stage 2; `build` makes the Stage of them.
 
-    first_stage: an object with encode(params, image, keys) -> unit-variance latent and decode(params, latent) -> image.
+    first_stage: an object with latent(params, batch, keys) and encode(params, image) -> unit-variance latent and decode(params,
+      latent) -> image; see models.first_stage.
     draw(params, frozen, batch, key) -> images [B, H, W, C] in [-1, 1]: the preview's samples.
     """
 
@@ -65,9 +66,9 @@ class DiffusionStage:
 
     def loss(self, params, extra, frozen, batch, key, step):
         """What is descended [], a mean over the batch, with its parts, and what the times remember after it."""
-        rows = jnp.arange(batch["image"].shape[0])
+        rows = jnp.arange(size(batch))
         latent = self.latent(frozen, batch, key_for(key, "posterior", step=step, example=rows))
-        drop = dropped(self.conditioner, uniform_for(key_for(key, "drop", step=step, example=rows)))
+        drop = dropped(self.conditioner, lambda name: uniform_for(key_for(key, name, step=step, example=rows)))
         condition = self.condition(params, frozen, batch, drop)
         memory = extra.get("times")
         times, noise = draw(self.objective, key_for(key, "corruption", step=step), rows, latent.shape[1:], memory)
@@ -80,7 +81,7 @@ class DiffusionStage:
 
     def latent(self, frozen, batch, keys) -> jax.Array:
         """Unit-variance latents [B, h, w, c]; no gradient reaches the first stage."""
-        return jax.lax.stop_gradient(self.first_stage.encode(frozen["first_stage"], batch["image"], keys))
+        return jax.lax.stop_gradient(self.first_stage.latent(frozen["first_stage"], batch, keys))
 
     def condition(self, params, frozen, batch, drop):
         """The batch's Condition; a first stage that it needs is not trained by it."""

@@ -1,6 +1,6 @@
 """Builders of a training step: a `single` loss, one that is `remembering`, and `adversarial` (a reconstruction against a critic)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,11 @@ class Stage(NamedTuple):
     step: Callable
     evaluate: Callable
     preview: Callable
+
+
+def size(batch: Mapping) -> int:
+    """How many examples a batch holds: the first axis of each of its fields."""
+    return next(iter(batch.values())).shape[0]
 
 
 class Descent(NamedTuple):

@@ -4,7 +4,9 @@ import os
 import pathlib
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.cli.folders import snapshot
 from tests.untrained import save_untrained
@@ -25,11 +27,16 @@ SAMPLE_FLAGS = {  # refused from the flags alone
     "mask without a picture": (["--mask=m.png"], ["--mask belongs to --init_image=FILE"]),
     "strength without a picture": (["--strength=0.5"], ["--strength belongs to --init_image=FILE"]),
     "picture without strength": (["--init_image=a.png"], ["--init_image: give --strength too"]),
+    "border without a picture": (["--outpaint=8,0,0,0"], ["--outpaint belongs to --init_image=FILE"]),
+    "border of nothing": (["--init_image=a.png", "--outpaint=0,0,0,0"], ["--outpaint=0,0,0,0: expected LEFT,TOP,RIGHT,BOTTOM in pixels"]),
+    "border around no picture": (["--init_image=/nowhere.png", "--outpaint=8,0,0,0"], ["--init_image=/nowhere.png: no such file"]),
     "size of one number": (["--size=512"], ["--size=512: expected WIDTHxHEIGHT"]),
     "unknown dtype": (["--dtype=half"], ["dtype='half': expected one of float32, bfloat16"]),
     "unknown weights": (["--weights=best"], ["--weights=best", "<ema|raw>"]),
     "unknown flag": (["--step=5"], ["Unknown command line flag 'step'. Did you mean: steps"]),
     "positional leftover": (["samples"], ["'samples': not a flag"]),
+    "neighbours without an embedder": (["--neighbours_of_prompt=a"], ["--neighbours_of_prompt: give --embedder too"]),
+    "neighbours and variations": (["--variation_of=a.png", "--neighbours_of_image=a.png", "--embedder=e"], ["expected one of them"]),
     "no model": (["--model="], ["--model is missing"]),
     "model not there": (["--model=/nowhere"], ["/nowhere does not exist: expected a run folder"]),
     "model that is none": (["--model=/etc"], ["/etc is there, but is none of these"]),
@@ -67,6 +74,15 @@ def test_sampling_refuses_what_the_model_cannot_do(what, command, trained_ldm, t
     assert not (tmp_path / "out").exists()
 
 
+def test_a_soft_mask_is_refused(command, trained_ldm, tmp_path):
+    """Catches a JPEG's grey edges cut at a half where nobody said so (the other pictures: test_bad_layouts.py)."""
+    for name, grey in (("picture", 0), ("mask", 99)):
+        Image.fromarray(np.full((32, 32), grey, np.uint8)).save(tmp_path / f"{name}.png")
+    flags = [f"--init_image={tmp_path / 'picture.png'}", f"--mask={tmp_path / 'mask.png'}", f"--out={tmp_path / 'out'}"]
+    command("sample.py", f"--model={trained_ldm}", *flags).refused("1024 of 1024 pixels (1 of all) are grey; expected black")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("names", [["000000.png"], ["thesis.tex"], ["samples.npz", "grid.png"]])
 def test_a_folder_with_other_files_is_not_written_to(names, command, trained_ldm, tmp_path):
     """Catches samples written over somebody's numbered pictures."""
@@ -100,7 +116,8 @@ def test_a_workdir_of_another_run_is_refused_and_kept(command, configs, trained_
     before = snapshot(trained_autoencoder)
     arguments = ["train.py", f"--config={configs['autoencoder']}", f"--workdir={trained_autoencoder}"]
     command(*arguments, "--config.seed=3", "--config.model.width=16").refused(
-        "holds a run of another config", "config.model.width: 8, now 16", "config.seed: 0, now 3", "Only config.run may change")
+        "holds a run of another config", "config.model.width: 8, now 16", "config.seed: 0, now 3",
+        "Only config.run and config.data.cache may change")
     assert snapshot(trained_autoencoder) == before
 
 

@@ -18,7 +18,7 @@ COMMANDS = {
                   "weights", "batch_size", "rounding", "coordinator", "debug"),
     "ldm_jax.cli.evaluate": ("model", "out", "num_samples", "seed", "sampler", "steps", "guidance", "guide", "scales", "weights",
                              "batch_size", "debug", "measure", "likelihood_times", "posterior_variance", "images", "ode_images",
-                             "ode_steps", "ode_probes"),
+                             "ode_steps", "ode_probes", "picture"),
     "ldm_jax.cli.export": ("model", "out", "weights", "debug"),
     "ldm_jax.cli.inspect": ("model", "debug"),
     "ldm_jax.cli.convert": ("vgg", "heads", "out", "debug"),

@@ -144,7 +144,7 @@ def test_several_parts_stand_in_their_order(several):
 def test_each_part_is_dropped_at_its_own_rate(several):
     """Mistakes: a masked image that is dropped with the label, a null that forgets it, draws of the parts that never fall together."""
     made, fields, variables, told = several
-    drop = dropped(made, np.float32([0.3, 0.1]))  # below 0.5; below 0.5 and 0.2
+    drop = dropped(made, {"drop": np.float32([0.3, 0.1])}.get)  # below 0.5; below 0.5 and 0.2
     found = made.apply(variables, fields, drop, pooled)
     null = made.apply(variables, 2, fields, pooled, method="null")
     assert np.array_equal(found.image, told.image) and np.array_equal(null.image, told.image)
@@ -153,7 +153,7 @@ def test_each_part_is_dropped_at_its_own_rate(several):
     assert not np.array_equal(null.vector[:, :6], told.vector[:, :6]) and made.drop == 0.5
     everything = made.apply(variables, fields, np.array([True, True]), pooled)
     assert np.array_equal(everything.vector, null.vector)
-    assert dropped(ClassConditioner(4, 6, 0.2), np.float32([0.1, 0.2])).tolist() == [True, False]
+    assert dropped(ClassConditioner(4, 6, 0.2), {"drop": np.float32([0.1, 0.2])}.get).tolist() == [True, False]
 
 
 def test_a_part_that_is_never_dropped_is_never_asked_for_its_null():
@@ -176,7 +176,7 @@ def test_a_part_that_is_never_dropped_is_never_asked_for_its_null():
     (LowResolution(), {"low_res": 127 * IMAGE}, r"in \[-1, 1\]"),
     (LowResolution(1000, 8), {"low_res": IMAGE, "noise_level": np.int32([0, 351]), "low_res_noise": IMAGE}, "from 0 to 350"),
     (LowResolution(1000, 8), {"low_res": IMAGE, "noise_level": np.int32([0, 1]), "low_res_noise": IMAGE[:, :8]}, "the shape of low_res"),
-    (SemanticMap(5, 2, 3), {"map": np.full((1, 8, 8), 5)}, "class 5: expected 0 to 4"),
+    (SemanticMap(5, 2, 3), {"map": np.full((1, 8, 8), 5)}, "map 0: class 5 in 64 of 64 pixels: expected 0 to 4"),
     (SemanticMap(5, 2, 3), {"map": np.zeros((1, 8, 6), int)}, "multiples of 4"),
     (Sizes(5), {"sizes": np.zeros((1, 6))}, "height, width, top, left, rating")])
 def test_what_the_fields_hold_is_checked(module, fields, words):
