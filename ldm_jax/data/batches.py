@@ -44,9 +44,6 @@ class _Reader:
             row |= {"index": np.int64(position), "record": np.int64(record)}
             if source.classes:
                 row["label"] = self._label(shown.get("label"))
-            if self.seed is not None and shown.get("captions"):
-                at = int(self._generator_of("caption", position, record).random() * len(shown["captions"]))
-                shown["caption"] = shown["captions"][at]
             for name, maker in self.fields.items():
                 if not set(maker.gives) <= set(self.view.covers):
                     row |= maker(type(shown)(shown | {"index": position, "record": record}), self._generator_of(name, position, record))

@@ -123,5 +123,5 @@ def boxes(spec) -> Boxes:
     return Boxes((spec.length - 2) // 3, spec.vocabulary)
 
 
-FIELDS = {"captions": captions, "segmentation": Segmentation, "boxes": boxes, "depth": Depth,
-          "sizes": Sizes} | DEGRADATIONS | MASKS | NEIGHBOURS
+FIELDS = ({"captions": captions, "segmentation": Segmentation, "boxes": boxes, "depth": Depth, "sizes": Sizes}
+          | DEGRADATIONS | MASKS | NEIGHBOURS)

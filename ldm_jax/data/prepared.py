@@ -139,7 +139,7 @@ def _check_boxes(feature, key: str, dataset: str) -> tuple[str, ...]:
 
     inside, kinds = _inside(feature), tfds.features
     if not isinstance(inside.get("bbox"), kinds.BBoxFeature) or not isinstance(inside.get("label"), kinds.ClassLabel):
-        has = ", ".join(f"{name}: {type(found).__name__}" for name, found in inside.items()) or type(feature).__name__
+        has = ", ".join(f"{name}: {type(found).__name__}" for name, found in sorted(inside.items())) or type(feature).__name__
         raise UserError(f"boxes={key!r}: expected a sequence of objects with bbox (a BBoxFeature) and label (a ClassLabel), {dataset} has "
                         f"{has} there")
     form = getattr(inside["bbox"].bbox_format, "name", "REL_YXYX")  # those prepared before there was a choice say nothing

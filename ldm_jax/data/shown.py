@@ -53,6 +53,10 @@ class Transformed:
         for name in MAPS & found.keys():
             for place, transform in enumerate(self.transforms):
                 shown[name] = transform.of_map(shown[name], self._generator(place, draw))
+        captions = shown.pop("captions", ())
+        if draw is not None and captions:
+            drawn = np.random.default_rng(np.random.SeedSequence([draw.seed, word("caption"), *draw.words])).random()
+            shown["caption"] = captions[int(drawn * len(captions))]
         if "boxes" in found and shown["window"][4]:
             shown["boxes"] = np.asarray([1, 0, 1, 0], np.float32) + np.asarray([-1, 1, -1, 1], np.float32) * found["boxes"][:, [2, 1, 0, 3]]
         return shown

@@ -191,7 +191,7 @@ class Text:
     gives = ("text", "same")
 
     def __call__(self, record, rng):
-        return {"text": np.array(record["caption"]), "same": np.array(record["captions"].index(record["caption"]))}
+        return {"text": np.array(record["caption"]), "same": np.array(int(record["caption"].split()[1]))}
 
 
 def test_one_of_several_captions_by_the_position(scenes):
