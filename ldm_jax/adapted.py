@@ -17,7 +17,7 @@ from ldm_jax import choices
 from ldm_jax import experiment as ex
 from ldm_jax.checkpoint.bundle import kind_of
 from ldm_jax.checkpoint.tensors_writer import Weights, write_tensors
-from ldm_jax.config_tree import from_json
+from ldm_jax.config_tree import LATER, from_json
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key
 from ldm_jax.core.trees import content_digest
@@ -57,7 +57,7 @@ class Adapted(Opened):
 
     def __init__(self, opened: Opened, lora):
         self.found, self.store, self.lora, self.told, self.own = opened.found, opened.store, lora, (), opened.tokenizers
-        config = opened.manifest.config | {"lora": choices.LATER["lora"], "init_from": ""}
+        config = opened.manifest.config | {"lora": LATER["lora"], "init_from": ""}
         self.record = self.store.record(self.found.step, RECORD)
         self.manifest = dataclasses.replace(opened.manifest, config=config, parameter_count=self.record["parameters"])
 

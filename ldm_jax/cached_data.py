@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from ldm_jax import choices, data_choices
 from ldm_jax import experiment as ex
 from ldm_jax.checkpoint.manifest import relative_path
+from ldm_jax.config_tree import DATA_LATER
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.trees import content_digest, paths
 from ldm_jax.data.batches import fingerprint
@@ -15,8 +16,6 @@ from ldm_jax.loading import LoadedFirstStage
 from ldm_jax.models.condition import frozen_paths
 from ldm_jax.train.loop import fetch
 
-PLAIN = {"variants": 0, "cache": ""}
-"""What the data of a config had that was saved before there was a choice."""
 TOLD = {"source": "other training data", "held_out": "other held-out data", "transforms": "other transforms", "resolution": "another size",
         "seed": "another seed of the transforms", "variants": "another number of variants",
         "first_stage": "another encoder, a first stage"}
@@ -28,7 +27,7 @@ def setting(config: Mapping, name: str):
     Raises:
       UserError: not a whole number from 0, not a text.
     """
-    value = config["data"].get(name, PLAIN[name])
+    value = config["data"].get(name, DATA_LATER[name])
     if name == "variants":
         return choices.whole(value, "config.data.variants")
     if not isinstance(value, str):

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from ldm_jax import data_choices, sampling
-from ldm_jax.config_tree import Problems
+from ldm_jax.config_tree import LATER, Problems
 from ldm_jax.core.choose import choose, fill, fits
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import check_seed
@@ -34,9 +34,6 @@ from ldm_jax.train.steps import Descent
 
 NETWORKS = {"unet": UNet}
 ON_LATENTS = ("diffusion", "classifier")  # tasks
-LATER = {"log_variance": {"name": "none"}, "offset_noise": 0.0, "sampling": {"threshold": {"name": "none"}},
-         "lora": {"rank": 0, "alpha": 1.0, "targets": "attention"}, "text_encoders": ""}
-"""What models had whose config was saved before there was a choice."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,20 @@ def from_json(config):
     return tuple(from_json(value) for value in config) if isinstance(config, list) else config
 
 
+LATER = {"log_variance": {"name": "none"}, "offset_noise": 0.0, "sampling": {"threshold": {"name": "none"}},
+         "lora": {"rank": 0, "alpha": 1.0, "targets": "attention"}, "text_encoders": ""}
+DATA_LATER = {"fields": {}, "variants": 0, "cache": ""}
+"""What models had, and the data of every task, whose config was saved before there was a choice."""
+
+
+def completed(saved: Mapping) -> dict:
+    """A saved config with the keys that came later, as they were before: so that its run goes on."""
+    config = dict(saved) | {"data": DATA_LATER | dict(saved["data"])}
+    if config["task"] != "diffusion":
+        return config
+    return LATER | config | {"sampling": LATER["sampling"] | dict(config["sampling"])}
+
+
 def differences(saved: Mapping, now: Mapping, free: tuple = FREE, prefix: str = "config") -> list[str]:
     """The keys in which two configs differ, as JSON sees them, those that are free left out: "config.seed: 0, now 1"."""
     found = []

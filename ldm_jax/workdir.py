@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from ldm_jax.checkpoint.digests import write_atomically
-from ldm_jax.config_tree import differences, from_json
+from ldm_jax.config_tree import completed, differences, from_json
 from ldm_jax.core.errors import MachineError, UserError
 
 CONFIG = "config.json"
@@ -84,7 +84,7 @@ def refuse_remote(path: str, flag: str) -> None:
 
 def refuse_changes(saved: Mapping, now: Mapping, folder) -> None:
     """Raises UserError, naming the keys, if a config differs, outside of what is free, from the one that a run was started with."""
-    told = differences(saved, now)
+    told = differences(completed(saved), now)
     if told:
         raise UserError(f"{folder} holds a run of another config: {'; '.join(told[:8])}{' ...' if len(told) > 8 else ''}. "
                         "Only config.run and config.data.cache may change; give back the old values, or use another --workdir")
