@@ -44,10 +44,13 @@ demo: .venv/run
 .PHONY: demo-shapes demo-text demo-inpaint demo-sr demo-layout demo-semantic demo-rdm demo-unconditional
 demo-shapes: .venv/run
 	.venv/bin/python train.py --config=configs/demo/shapes_autoencoder.py --workdir=$(SHAPES)/autoencoder
+	test -d $(SHAPES)/latents || .venv/bin/python -m ldm_jax.cli.encode --config=configs/demo/shapes_unconditional.py --images --batch_size=100 \
+		--config.first_stage=$(SHAPES)/autoencoder --out=$(SHAPES)/latents
 
 # $(call shapes,CONFIG): trains a task on it, and measures on 256 held-out records that the condition is obeyed; ends with a picture.
 define shapes
-	.venv/bin/python train.py --config=configs/demo/$(1).py --workdir=$(SHAPES)/$(1) --config.first_stage=$(SHAPES)/autoencoder
+	.venv/bin/python train.py --config=configs/demo/$(1).py --workdir=$(SHAPES)/$(1) --config.first_stage=$(SHAPES)/autoencoder \
+		--config.data.cache=$(SHAPES)/latents
 	.venv/bin/python -m ldm_jax.cli.evaluate --model=$(SHAPES)/$(1) --out=$(SHAPES)/$(1)/evaluation.json --picture=$(SHAPES)/$(1)/picture.png
 	@echo "the picture: $(SHAPES)/$(1)/picture.png"
 endef
@@ -69,6 +72,11 @@ demo-semantic: demo-shapes
 
 demo-unconditional: demo-shapes
 	$(call shapes,shapes_unconditional)
+
+demo-rdm: demo-shapes
+	.venv/bin/python train.py --config=configs/demo/embedding.py --workdir=$(SHAPES)/embedding
+	test -d $(SHAPES)/database || .venv/bin/python -m ldm_jax.cli.embed --model=$(SHAPES)/embedding --config=configs/demo/retrieval.py --out=$(SHAPES)/database
+	$(call shapes,retrieval)
 
 lint: .venv/test
 	.venv/bin/python -m ruff check .
