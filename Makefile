@@ -1,5 +1,5 @@
 # make demo: both training stages on real digits, samples and their evaluation.   make test: what guards the code, in under 15 minutes; make test-slow: the rest.
-# make demo-text, -inpaint, -sr, -layout, -semantic, -rdm, -unconditional: one conditioning task each on the shapes world, measured; docs/gallery.md.
+# make demo-text, -inpaint, -sr, -layout, -semantic, -rdm, -unconditional: one conditioning task each on the shapes world, measured.
 # Each makes its own virtual environment first; all they need is a Python >= 3.11.
 
 .DELETE_ON_ERROR:
