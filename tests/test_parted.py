@@ -41,7 +41,7 @@ WIDE = np.concatenate([MAPS, MAPS], axis=2)
 def model(make_ldm_config):
     sampling = dict(sampler=dict(name="ddim"), grid=dict(name="trailing"), steps=3, guidance=EACH, threshold=dict(name="none"))
     config = make_ldm_config("pixels", **{
-        "data.resolution": 16, "sampling": sampling, "conditioner": dict(name="several", drops="apart", all=0.1, parts=PARTS),
+        "data.resolution": 16, "sampling": sampling, "conditioner": dict(name="several", drops="apart", all_drop=0.1, parts=PARTS),
         "network.levels": (dict(width=8, blocks=1, attention="none", heads=1, depth=1, down="none"),)})
     experiment, rng = ex.build(config, choices.Facts(channels=3, resolution=16, classes=24)), np.random.default_rng(0)
     params = jax.tree.map(lambda x: jnp.asarray(0.3 * np.float32(rng.standard_normal(x.shape))), ex.parameter_shapes(experiment))
