@@ -171,7 +171,7 @@ def test_the_command_tells_all_of_it(model, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "generate", lambda experiment, way, params, inputs, *rest: asked.append(way) or inputs.told.null.image)
     monkeypatch.setattr(pipeline, "decoded", lambda stage, params, latent, share, place: np.asarray(latent))
     images = output.sample_to(model, request, str(tmp_path / "out"))
-    assert asked[0].window == Window(16) and asked[0].choice.weights == [3, 1.5]
+    assert asked[0].window == Window(16) and asked[0].choice.weights == (3, 1.5)
     page = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert images.shape == (2, 16, 32, 3) and page["guidance"] == {"name": "each", "weights": [3, 1.5]} and page["window"] == [16, 0.5]
     assert parse_window("32") == (32,) and parse_window("") is None
