@@ -39,24 +39,34 @@ def made_of(config: Mapping, sources: Sequence, first: LoadedFirstStage) -> dict
     """What fixes the latents of a cache, JSON-able; sources: of train and test.
 
     Raises:
-      UserError: transforms that draw, and no number of variants.
+      UserError: transforms that draw, or captions that are drawn, and no number of variants.
     """
     transforms, variants = data_choices.transforms(config), setting(config, "variants")
-    draws = any(transform.draws for transform in transforms)
+    told = _drawn_captions(sources)
+    draws = told or any(transform.draws for transform in transforms)
     if draws and not variants:
-        raise UserError("config.data.variants=0 draws the transforms of every image afresh, and a cache holds a number of draws: set it to "
-                        "how many, as --config.data.variants=8; or take transforms that draw nothing")
+        what, other = ("caption", "a source of one caption a record") if told else ("transforms", "transforms that draw nothing")
+        raise UserError(f"config.data.variants=0 draws the {what} of every image afresh, and a cache holds a number of draws: set it to "
+                        f"how many, as --config.data.variants=8; or take {other}")
     of_train, of_test = (fingerprint(source, seed=0, batch=1, transforms=transforms) for source in sources)
     return {"source": of_train["source"], "held_out": of_test["source"], "transforms": of_train["transforms"],
             "resolution": config["data"]["resolution"], "seed": config["seed"] if draws else None,
             "variants": variants if draws else 1, "first_stage": first.digest}
 
 
-def kept_texts(conditioner, fields: Mapping) -> dict[str, dict]:
-    """{batch field of ids: what makes it} of the texts whose states may be kept: those that one frozen encoder alone reads.
+def _drawn_captions(sources: Sequence) -> bool:
+    """Whether training draws one of several captions of a record."""
+    return any(getattr(source, "draws", False) for source in sources)
+
+
+def kept_texts(conditioner, fields: Mapping, sources: Sequence = ()) -> dict[str, dict]:
+    """{batch field of ids: what makes it} of the texts whose states may be kept: those that one frozen encoder alone reads, and none of
+    sources that draw captions, for states are kept once a record.
 
     fields: the makers, as of `data_choices.fields_of`.
     """
+    if _drawn_captions(sources):
+        return {}
     parts = [part for part in getattr(conditioner, "parts", (conditioner,)) if getattr(part, "specs", None)]
     read = [(name, part.trained) for part in parts for name in part.specs if name.startswith("tokens")]
     names = [name for name, trained in read if not trained and sum(other == name for other, _ in read) == 1]
@@ -87,7 +97,7 @@ def in_place(config: Mapping, sources: Sequence, first: LoadedFirstStage | None,
     images = "image" in getattr(experiment.conditioner, "fields", ())
     if images and not cache.keeps["image"]:
         raise UserError(f"{folder!r} holds no images, and config.conditioner reads them: encode again with --images, or set it to ''")
-    texts = kept_texts(experiment.conditioner, fields)
+    texts = kept_texts(experiment.conditioner, fields, sources)
     kept = cache.keeps["text"]
     if kept and texts and kept != texts:
         raise UserError(f"{folder!r} holds the states of other texts: {_short(kept)}, here {_short(texts)}. Encode again with this config")

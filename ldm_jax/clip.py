@@ -99,9 +99,10 @@ def _unit(encoder, params, inputs):
 
 
 def load_clip(folder, weights: str = "ema") -> Clip:
-    """The embedder of a run of task "embedding", a step or a bundle of it; or a CLIPModel, or its image or text half with projection,
+    """The embedder of a run of task "embedding", a step or a bundle of it; or of a folder of transformers.
 
-    from a folder of transformers with config.json, weights and vocabulary files. weights: "ema" or "raw", of a run.
+    The latter with config.json, weights and vocabulary files, of a CLIPModel or of its image or text half with projection. weights: "ema"
+    or "raw", of a run.
 
     Raises:
       UserError: another task or class, a setting that our encoders have not, tensors that do not fit, damaged files.

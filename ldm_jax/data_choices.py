@@ -26,9 +26,10 @@ def transforms(config: Mapping) -> tuple:
 
 
 def check_image(config: Mapping, source, fields: Mapping | None = None, conditioner=None) -> None:
-    """Reads one image as training will, so that a size that does not fit is told before anything is compiled or written; and shows the
+    """Reads one image as training will, so that a size that does not fit is told before anything is compiled or written.
 
-    conditioner, if there is one, what the fields tell of it."""
+    It also shows the conditioner, if there is one, what the fields tell of it.
+    """
     side = config["data"]["resolution"]
     for batch in in_order(source, transforms(config), batch=1, count=1, resolution=side, fields=fields, threads=0):
         for part in getattr(conditioner, "parts", (conditioner,)) if conditioner is not None else ():

@@ -21,9 +21,9 @@ def network_of(config: Mapping, facts: Facts):
 
 
 def with_embedders(config: Mapping, fields: Mapping) -> dict:
-    """The config with the digest of the embedder in each section of config.data.fields whose maker reads its embeddings: a model keeps
+    """The config with the digest of the embedder in each section of config.data.fields whose maker reads its embeddings.
 
-    what it was trained on, and is told nothing of another.
+    A model keeps what it was trained on, and is told nothing of another.
     """
     known = {name: maker.opened.embedder for name, maker in fields.items() if hasattr(maker, "embedder")}
     if not known:

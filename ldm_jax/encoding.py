@@ -1,5 +1,6 @@
 """`cli.encode`: what a run's frozen networks make of every record of its data, written as a cache."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -52,7 +53,7 @@ def encode(config: Mapping, out: str, wanted: Wanted = Wanted(), progress: Calla
         digest = cached_data.encoders_digest(encoder.conditioner, encoder.params) if encoder.texts else None
         total = len(job.source) * made_of["variants"] + len(job.held_out)
         parts, done = {}, 0
-        with progress(total, "records") as tell:
+        with progress(total, "records") if progress else contextlib.nullcontext(lambda number: None) as tell:
             for split, source in zip(SPLITS, (job.source, job.held_out)):
                 seed, variants = (config["seed"], made_of["variants"]) if split == "train" else (None, 1)
                 threads = config["run"]["reader_threads"]
@@ -86,7 +87,7 @@ class _Encoder:
         self.batch = -(-(wanted.batch or job.experiment.batch) // ways) * ways
         stage = job.first.stage
         self.moments = jax.jit(lambda params, batch: stage.moments(params, batch["image"]))
-        self.texts = cached_data.kept_texts(self.conditioner, job.fields)
+        self.texts = cached_data.kept_texts(self.conditioner, job.fields, (job.source, job.held_out))
         self.params = None
         if self.texts:
             self.params = states.conditioner_params(job, launch.stage_of(job), base_key(job.experiment.seed))

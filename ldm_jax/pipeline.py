@@ -138,9 +138,9 @@ class Model:
 
     def batches(self, condition: Condition | Guided | None = None, *, seeds: Sequence[int], batch_size: int = 16,
                 progress: Callable[[int], None] | None = None, rounding: str = "round", **asked) -> Iterator[np.ndarray]:
-        """The images of `sample`, a batch at a time: uint8 [<= batch_size, H, W, C], in the seeds' order. Checks at once, makes
+        """The images of `sample`, a batch at a time: uint8 [<= batch_size, H, W, C], in the seeds' order.
 
-        them as they are asked for.
+        Checks at once, makes them as they are asked for.
         """
         seeds = list(seeds)
         if not seeds or batch_size < 1:
@@ -162,9 +162,10 @@ class Model:
                 progress(high)
 
     def invert(self, images: np.ndarray, condition: Condition | Guided | None = None, *, steps: int | None = None, grid=None) -> np.ndarray:
-        """The noise [N, h, w, c] that a deterministic sampler would make these images of: `sample(..., noise=it, guidance=1)` gives
+        """The noise [N, h, w, c] that a deterministic sampler would make these images of.
 
-        them back, to the order of its steps. images as in `encode`; steps and grid as in `sampling`.
+        `sample(..., noise=it, guidance=1)` gives them back, to the order of its steps. images as in `encode`; steps and grid as in
+        `sampling`.
         """
         section = self.sampling(steps=steps, grid=grid)
         latents = self.encode(images)

@@ -50,9 +50,9 @@ class LogProbability:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a way is made from: the model's own choices, the callable of its guide (a denoiser, or log_probability), and the windows that
+    """What a way is made from.
 
-    both denoise by, if they do.
+    The model's own choices, the callable of its guide (a denoiser, or log_probability), and the windows that both denoise by, if they do.
     """
 
     schedule: Any
@@ -119,9 +119,9 @@ class Way:
         return self.guided and "guide" in self.choice.needs
 
     def told(self, given, null=None, guide=None):
-        """The condition that the guidance takes: of what is given (`Partials`, where it needs parts), the null or negative, and what the
+        """The condition that the guidance takes.
 
-        guide is told (or labels).
+        Of what is given (`Partials`, where it needs parts), the null or negative, and what the guide is told (or labels).
         """
         if self.needs_guide and not isinstance(self.choice, guiding.ByClassifier):
             return Guided(given, guide)

@@ -84,9 +84,10 @@ class Trial:
 
 
 def of_first_stage(model: Model) -> dict:
-    """What the oracle reads in a first stage's reconstructions of test records: the share that has every thing right, that of scenes of
+    """What the oracle reads in a first stage's reconstructions of test records.
 
-    the world, the overlap of maps and boxes (see shapes_judges.py). A model of its latents is not expected to do better.
+    The share that has every thing right, that of scenes of the world, the overlap of maps and boxes (see shapes_judges.py). A model of
+    its latents is not expected to do better.
     """
     source = data_choices.open_source(from_json(model.manifest.config), "test")
     records = [source[i] for i in range(min(NUMBER, len(source)))]

@@ -1,8 +1,8 @@
 """Training from a cache is training from images; a cache of something else is refused."""
 
-import contextlib
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,26 +14,23 @@ from ldm_jax.config_tree import differences
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key, key_for
 from ldm_jax.data.cache import open_cache
-from ldm_jax.data.cached import Cached
+from ldm_jax.data.cached import MOMENTS, Cached
+from ldm_jax.data.shapes_world import Shapes
 from ldm_jax.encoding import Wanted, encode
+from ldm_jax.models import bottleneck
 from ldm_jax.models.condition import ClassConditioner
 from ldm_jax.models.several_condition import Several
 from ldm_jax.models.spatial_condition import Inpainting
-from ldm_jax.models.text_condition import BertText, ClipText
+from ldm_jax.models.text_condition import BertText, ClipText, TwoClipText
 from ldm_jax.models.text_states import all_states
 from tests.runs import lines, state_of
-
-
-@contextlib.contextmanager
-def silent(total, unit):
-    yield lambda done: None
 
 
 @pytest.fixture(scope="module")
 def cache(trained_autoencoder, make_ldm_config):
     folder = trained_autoencoder.parent / "cache"
     if not folder.exists():
-        said = encode(make_ldm_config(trained_autoencoder), str(folder), Wanted(batch=100), silent)
+        said = encode(make_ldm_config(trained_autoencoder), str(folder), Wanted(batch=100))
         assert "latents of 1400 records and of 397 held out" in said and f"--config.data.cache={folder}" in said
     return folder
 
@@ -52,7 +49,7 @@ def test_training_from_a_cache_is_training_from_images(cache, trained_autoencode
 
 def test_a_cache_holds_what_the_first_stage_says(cache, trained_autoencoder, make_ldm_config):
     """Mistake: latents in units, which another run measures otherwise; log-variances that are not clamped; the last batch, which is
-    filled up, in the place of records."""
+    filled up, in the place of records; moments under other names than the first stage's."""
     job = launch.prepare(make_ldm_config(trained_autoencoder))
     last = {"image": jnp.asarray(job.held_out.images[-3:] / 127.5 - 1, jnp.float32)}
     keys = key_for(base_key(0), "posterior", example=jnp.arange(3))
@@ -61,6 +58,7 @@ def test_a_cache_holds_what_the_first_stage_says(cache, trained_autoencoder, mak
     found = [kept.found(i, None) for i in (394, 395, 396)]
     moments = {name: jnp.stack([one[name] for one in found]) for name in ("latent_mean", "latent_log_variance")}
     assert np.allclose(job.first.stage.latent(job.first.params, moments, keys), wanted, rtol=0, atol=1e-5)
+    assert MOMENTS == bottleneck.MOMENTS
     assert [one["label"] for one in found] == job.held_out.labels[-3:].tolist()
 
 
@@ -68,6 +66,7 @@ FLIP, RESIZE = ({"name": "flip"},), ({"name": "crop_resize"},)
 OTHERS = {
     "another encoder": ({}, {"digest": "0" * 64}, "another encoder, a first stage \\(.*, here 0000"),
     "other transforms": ({"transforms": FLIP, "variants": 2}, {}, "other transforms .*another number of variants"),
+    "another seed": ({"transforms": FLIP, "variants": 2}, {}, "another seed of the transforms \\(None, here 5\\)"),
     "endless draws": ({"transforms": FLIP}, {}, "config.data.variants=0 draws the transforms of every image afresh"),
     "another size": ({"resolution": 16, "transforms": RESIZE}, {}, "other transforms .*; another size"),
     "no cache": ({"cache": "nowhere"}, {}, "'nowhere' is no cache, for it has no cache.json"),
@@ -138,11 +137,38 @@ def test_kept_states_tell_what_ids_tell(untold):
     assert np.array_equal(none.tokens, kept.tokens) and none.tokens.shape == (3, 5, 8)
 
 
+def test_some_of_the_texts_may_be_kept():
+    """Mistake: a KeyError where the ids of one of two texts alone stand in the fields; the states of the other text."""
+    text = TwoClipText(first=SMALL, second=SMALL | {"width": 12, "projection": 6})
+    params = text.init(base_key(0), {"tokens": IDS, "tokens_2": IDS})
+    every, one = (text.apply(params, fields, method=all_states) for fields in ({"tokens": IDS, "tokens_2": IDS}, {"tokens_2": IDS}))
+    assert set(one) == {"token_states_2", "pooled_2"} and all(np.allclose(one[name], every[name], atol=1e-6) for name in one)
+
+
 def test_states_of_an_encoder_in_training_are_refused():
     """Mistake: an encoder that is trained, and whose first states are told for ever."""
     text = BertText(**SMALL | {"bos": 17}, head_width=4, logits=False)
     with pytest.raises(UserError, match="token_states: kept states are of a frozen encoder, and this one is trained"):
         text.init(base_key(0), {"token_states": jnp.zeros((1, 5, 8)), "pooled": jnp.zeros((1, 0))})
+
+
+class Captioned(Shapes):
+    """Records of several captions, one of which training draws."""
+
+    draws = True
+
+
+def test_drawn_captions_are_variants():
+    """Mistake: a cache of one caption a record, by no seed, in the place of one drawn of several; states of the first caption alone."""
+    sources, first = [Captioned(split, 8, 4) for split in ("train", "test")], types.SimpleNamespace(digest="d")
+    config = {"data": {"transforms": (), "resolution": 8, "variants": 0}, "seed": 5}
+    with pytest.raises(UserError, match="config.data.variants=0 draws the caption of every image afresh"):
+        cached_data.made_of(config, sources, first)
+    made_of = cached_data.made_of(config | {"data": config["data"] | {"variants": 2}}, sources, first)
+    assert (made_of["seed"], made_of["variants"]) == (5, 2)
+    fields = {"tokens": types.SimpleNamespace(gives=("tokens",), describe=dict)}
+    plain = [Shapes(split, 8, 4) for split in ("train", "test")]
+    assert [cached_data.kept_texts(ClipText(**SMALL), fields, some) for some in (plain, sources)] == [{"tokens": {}}, {}]
 
 
 def test_which_texts_are_kept():

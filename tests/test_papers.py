@@ -94,10 +94,7 @@ def test_every_row_is_told_what_it_reads(built):
     ("imagenet-sr", "vq-f4", 6.4e-5, 64, 860_000), ("places-inpainting", "vq-f4-noattn", 1e-6, 128, 360_000),
     ("openimages-vq-f4", None, 3.6e-5, 8, 533_066)])
 def test_numbers_are_the_papers(built, row, stage, rate, batch, steps):
-    """Mistake: a relative's first stage, rate, batch or length. The numbers are those of arXiv 2112.10752, tables 12 to 15, and of the
-
-    model cards.
-    """
+    """Mistake: a relative's first stage, rate, batch or length. The numbers are of arXiv 2112.10752, tables 12 to 15, and model cards."""
     config = built[row][0]
     assert PAPERS["FIRST_STAGES"].get(row) == stage and config["learning_rate"]["peak"] == pytest.approx(rate)
     assert (config["data"]["batch"], config["run"]["steps"]) == (batch, steps)

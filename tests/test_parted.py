@@ -41,7 +41,7 @@ WIDE = np.concatenate([MAPS, MAPS], axis=2)
 def model(make_ldm_config):
     sampling = dict(sampler=dict(name="ddim"), grid=dict(name="trailing"), steps=3, guidance=EACH, threshold=dict(name="none"))
     config = make_ldm_config("pixels", **{
-        "data.resolution": 16, "sampling": sampling, "conditioner": dict(name="several", drops="apart", all=0.1, parts=PARTS),
+        "data.resolution": 16, "sampling": sampling, "conditioner": dict(name="several", drops="apart", all_drop=0.1, parts=PARTS),
         "network.levels": (dict(width=8, blocks=1, attention="none", heads=1, depth=1, down="none"),)})
     experiment, rng = ex.build(config, choices.Facts(channels=3, resolution=16, classes=24)), np.random.default_rng(0)
     params = jax.tree.map(lambda x: jnp.asarray(0.3 * np.float32(rng.standard_normal(x.shape))), ex.parameter_shapes(experiment))
@@ -171,7 +171,7 @@ def test_the_command_tells_all_of_it(model, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "generate", lambda experiment, way, params, inputs, *rest: asked.append(way) or inputs.told.null.image)
     monkeypatch.setattr(pipeline, "decoded", lambda stage, params, latent, share, place: np.asarray(latent))
     images = output.sample_to(model, request, str(tmp_path / "out"))
-    assert asked[0].window == Window(16) and asked[0].choice.weights == [3, 1.5]
+    assert asked[0].window == Window(16) and asked[0].choice.weights == (3, 1.5)
     page = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert images.shape == (2, 16, 32, 3) and page["guidance"] == {"name": "each", "weights": [3, 1.5]} and page["window"] == [16, 0.5]
     assert parse_window("32") == (32,) and parse_window("") is None

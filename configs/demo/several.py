@@ -12,7 +12,7 @@ def get_config():
     config, of_map = text.get_config(), semantic.get_config()
     config.data.fields.update(of_map.data.fields)
     parts = tuple(part.conditioner.to_dict() for part in (config, of_map))
-    config.conditioner = dict(name="several", drops="apart", all=0.1, parts=parts)
+    config.conditioner = dict(name="several", drops="apart", all_drop=0.1, parts=parts)
     del config.sampling["guidance"]  # a number there, and a section is of another type
     config.sampling.guidance = dict(name="each", weights=(2.0, 2.0))
     return config

@@ -151,7 +151,7 @@ class Part:
             record = from_bytes(self._reader(number).read([i - self._firsts[number]])[0])
         except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
             raise self._damaged(file, f"record {i - self._firsts[number]}: {' '.join(str(error).split())[:160]}") from None
-        if record.pop(PLACE) != place:
+        if record.pop(PLACE, None) != place:
             raise self._damaged(file, "it does not hold the records that were written into it")
         return record
 

@@ -31,7 +31,7 @@ class Segmentation(Maker):
     """The class of each pixel: map int32 [H, W].
 
     Fields:
-      classes: of the conditioner (given), which a map may not exceed; 0 for any.
+      classes: of the conditioner (given), which a map may not exceed; 0 for any, and no other.
       other: what pixels of other classes are taken for, as those that a data set leaves without a class (255); -1 refuses them.
     """
 
@@ -40,8 +40,9 @@ class Segmentation(Maker):
     gives: ClassVar[tuple[str, ...]] = ("map",)
 
     def __post_init__(self):
-        if self.other < -1 or self.classes and self.other >= self.classes:
-            raise UserError(f"other={self.other}: expected a class from 0 to {self.classes - 1}, or -1 for none")
+        if self.other < -1 or self.other >= self.classes:
+            known = f"a class from 0 to {self.classes - 1}, or -1 for none" if self.classes else "-1, for classes=0 takes all as they are"
+            raise UserError(f"other={self.other}: expected {known}")
 
     def describe(self) -> dict:
         """`classes` refuses maps and changes none."""
@@ -74,9 +75,10 @@ class Depth(Maker):
 
 @dataclasses.dataclass(frozen=True)
 class Sizes(Maker):
-    """What SDXL is told of an image (arXiv 2307.01952, section 2.2): sizes float32 [6], height and width before the transforms, top and
+    """What SDXL is told of an image (arXiv 2307.01952, section 2.2): sizes float32 [6].
 
-    left of the crop in pixels of the image as it is resized (mirrored, where that is), height and width that come out.
+    Height and width before the transforms, top and left of the crop in pixels of the image as it is resized (mirrored, where that is),
+    height and width that come out.
 
     count: of the conditioner (given).
     """

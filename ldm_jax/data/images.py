@@ -103,9 +103,9 @@ class Images:
         return record
 
     def fingerprint(self) -> dict:
-        """The files' names and sizes, and those of their maps, labels, captions and boxes; not the bytes of images and maps (a changed
+        """The files' names and sizes, and those of their maps, labels, captions and boxes.
 
-        pixel of equal size is not seen).
+        Not the bytes of images and maps: a changed pixel of equal size is not seen.
         """
         digest = hashlib.sha256()
         for file in self.files:

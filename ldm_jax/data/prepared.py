@@ -26,11 +26,14 @@ class Prepared:
       data_dir: where it was prepared; "" is TFDS_DATA_DIR, else ~/tensorflow_datasets.
       train, test: what the splits are called there; slices as "train[:90%]" work.
       image, label, caption: the names of its features; "" for no labels or no captions. One inside of a sequence is written
-        captions/text. Of several captions of an image, training takes one by the position, evaluation the first.
+        captions/text. Of several captions of an image, training takes one by the seed and the position, or, with
+        config.data.variants, by the seed, the record and its variant; evaluation the first.
       boxes: the name of a sequence of objects with bbox and label, as "objects", or "" for none. How many classes they have is
         `box_names` long.
       segmentation: the name of an image feature that holds a class for each pixel, or "" for none.
       channels: 3 or 1.
+
+    Fields: draws, whether captions lie in a sequence, so that a record may have several.
 
     Raises:
       UserError: a name that is not allowed, a dataset that is not prepared there or not as array_record, a split or a
@@ -62,6 +65,7 @@ class Prepared:
                 if not isinstance(found, expected):
                     raise UserError(f"{kind}={key!r}: expected {'an' if expected is kinds.Image else 'a'} {expected.__name__}"
                                     f"{' feature' * (expected is kinds.Image)}, {dataset} has {type(found).__name__} there{none}")
+        self.draws = bool(caption) and (caption not in features or hasattr(features[caption], "feature"))
         self.classes = features[label].num_classes if label else 0
         self.box_names = _check_boxes(features[boxes], boxes, dataset) if boxes else ()
         encoded = {key: tfds.decode.SkipDecoding() for key, feature in features.items() if isinstance(feature, kinds.Image)}
@@ -95,8 +99,10 @@ class Prepared:
         if "boxes" in self._keys:
             objects = row[self._keys["boxes"]]
             boxes = np.array(objects["bbox"], np.float32).reshape(-1, 4)
-            if not ((boxes >= 0) & (boxes <= 1)).all():
-                raise UserError(f"{where}: {self._keys['boxes']}: expected top, left, bottom, right in 0 to 1, got {boxes.max():g}")
+            bad = boxes[~((boxes >= 0) & (boxes <= 1)).all(1)]
+            if len(bad):
+                raise UserError(f"{where}: {self._keys['boxes']}: expected top, left, bottom, right in 0 to 1, got "
+                                f"{', '.join(f'{x:g}' for x in bad[0])}")
             record |= {"boxes": boxes[:, [1, 0, 3, 2]], "box_labels": np.array(objects["label"], np.int32).reshape(-1)}
         if "segmentation" in self._keys:
             record["segmentation"] = fitting(read_classes(bytes(row[self._keys["segmentation"]]), where), record["image"], where)

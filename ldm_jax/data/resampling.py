@@ -63,9 +63,9 @@ def gaussian(size: int, first: float, second: float, angle: float) -> np.ndarray
 
 
 def before_steps(step: int, deviation: float, size: int = 25) -> np.ndarray:
-    """The Gaussian to blur with before every step-th pixel is taken, from the first on: moved by (step - 1) / 2, so that what is taken
+    """The Gaussian to blur with before every step-th pixel is taken, from the first on: float64 [size, size] of sum 1.
 
-    shows the middle of its step x step. float64 [size, size] of sum 1.
+    Moved by (step - 1) / 2, so that what is taken shows the middle of its step x step.
     """
     places = np.arange(size) - (size - 1) / 2
     bell = np.exp(-0.5 * (places / max(deviation, 1e-3)) ** 2)

@@ -1,6 +1,5 @@
 """A record of a source as its transforms leave it: the image, and what lies on it."""
 
-import copy
 import dataclasses
 import zlib
 from collections.abc import Mapping, Sequence
@@ -46,10 +45,10 @@ class Transformed:
 
     def shown(self, found: Mapping, draw: Draw | None) -> dict:
         """The record with its image and what lies on it where the transforms leave them."""
-        image = self._image(found, draw)
-        generators = [self._generator(place, draw) for place in range(len(self.transforms))]
+        windows: list[Window] = []
+        image = self._image(found, draw, windows)
         height, width = found["image"].shape[:2]
-        shown = dict(found) | {"image": image, "size": (width, height), "window": window_of(self.transforms, generators, found["image"])}
+        shown = dict(found) | {"image": image, "size": (width, height), "window": together(windows)}
         for name in MAPS & found.keys():
             for place, transform in enumerate(self.transforms):
                 shown[name] = transform.of_map(shown[name], self._generator(place, draw))
@@ -61,12 +60,15 @@ class Transformed:
             shown["boxes"] = np.asarray([1, 0, 1, 0], np.float32) + np.asarray([-1, 1, -1, 1], np.float32) * found["boxes"][:, [2, 1, 0, 3]]
         return shown
 
-    def _image(self, found: Mapping, draw: Draw | None) -> np.ndarray:
+    def _image(self, found: Mapping, draw: Draw | None, windows: list | None = None) -> np.ndarray:
+        """windows: a list that is given what each transform shows of the image before it."""
         image, channels = np.asarray(found["image"]), self.source.channels
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels:
             raise UserError(f"the image is {image.dtype} {list(image.shape)}, expected uint8 [H, W, {channels}]")
         given = image.shape
         for place, transform in enumerate(self.transforms):
+            if windows is not None:
+                windows.append(transform.window(image.shape[0], image.shape[1], self._generator(place, draw)))
             image = transform(image, self._generator(place, draw))
         if image.shape[:2] != self.side:
             changed = "" if given == image.shape else f" ({given[1]}x{given[0]} before its transforms)"
@@ -82,13 +84,10 @@ class Transformed:
         return np.random.default_rng(np.random.SeedSequence([draw.seed, word(name), before, *draw.words]))
 
 
-def window_of(transforms: tuple, generators: Sequence, image: np.ndarray) -> Window:
-    """What all transforms together show of an image [H, W, C], with the generators that they are called with."""
+def together(windows: Sequence[Window]) -> Window:
+    """What windows, each of what the one before it shows, show of the whole image."""
     left, top, right, bottom, mirrored = 0.0, 0.0, 1.0, 1.0, False
-    for transform, state in zip(transforms, generators):
-        draw = copy.deepcopy(state)
-        *shown, mirrors = transform.window(image.shape[0], image.shape[1], draw)
-        image = transform(image, state)
+    for *shown, mirrors in windows:
         if mirrors:
             left, right, mirrored = 1 - right, 1 - left, not mirrored
         wide, high = right - left, bottom - top

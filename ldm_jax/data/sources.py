@@ -4,7 +4,7 @@ A source has `name`, `version`, `classes` (0: no labels), `channels` (1 or 3), a
 name, version, split, records, what fixes the content), and `source[i] -> dict` with "image" uint8 [H, W, C] and, where it
 has them, "label" int, "caption" str, "captions" of which it is the first, "boxes" float32 [n, 4] in 0..1 and "box_labels" int32 [n],
 "segmentation" uint8 or uint16 [H, W], "depth" float32 [H, W], "file" str. It is read by many threads at once and must not change. It may
-have `caption(i) -> str`, which reads no image.
+have `caption(i) -> str`, which reads no image, and `draws`, True where records have several captions, one of which training draws.
 """
 
 from ldm_jax.data.digits import Digits

@@ -56,7 +56,7 @@ class CropResize:
         return resize(image, *size, self.filter)[top:top + self.resolution, left:left + self.resolution]
 
     def of_map(self, classes: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-        return dataclasses.replace(self, filter=_filter_of(classes))(classes[..., None], rng)[..., 0]
+        return _map_by(self, classes, rng)
 
     def window(self, height: int, width: int, rng: np.random.Generator | None) -> Window:
         (high, wide), top, left = self._cut(height, width, rng)
@@ -111,7 +111,7 @@ class RandomResizedCrop:
         return resize(image[top:top + high, left:left + wide], self.resolution, self.resolution, self.filter)
 
     def of_map(self, classes: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-        return dataclasses.replace(self, filter=_filter_of(classes))(classes[..., None], rng)[..., 0]
+        return _map_by(self, classes, rng)
 
     def window(self, height: int, width: int, rng: np.random.Generator | None) -> Window:
         top, left, high, wide = self._box(height, width, rng)
@@ -159,7 +159,7 @@ class SquareCrop:
         return resize(image[top:top + side, left:left + side], self.resolution, self.resolution, self.filter)
 
     def of_map(self, classes: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-        return dataclasses.replace(self, filter=_filter_of(classes))(classes[..., None], rng)[..., 0]
+        return _map_by(self, classes, rng)
 
     def window(self, height: int, width: int, rng: np.random.Generator | None) -> Window:
         top, left, side = self._square(height, width, rng)
@@ -204,9 +204,9 @@ class Flip:
 
 
 def resize(image: np.ndarray, height: int, width: int, filter: Filter) -> np.ndarray:
-    """uint8 [H, W, C] -> uint8 [height, width, C], C 1 or 3; see the top of the file for how. For C = 1 also float32, and uint16 by the
+    """uint8 [H, W, C] -> uint8 [height, width, C], C 1 or 3; see the top of the file for how.
 
-    nearest.
+    For C = 1 also float32, and uint16 by the nearest.
     """
     if image.shape[:2] == (height, width):
         return image
@@ -226,8 +226,10 @@ def describe(transform) -> dict:
     return {"name": transform.name, "version": transform.version} | dataclasses.asdict(transform)
 
 
-def _filter_of(numbers: np.ndarray) -> Filter:
-    return "bilinear" if numbers.dtype.kind == "f" else "nearest"
+def _map_by(transform, classes: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+    """A map [H, W] by a transform that resizes, with the filter of its kind (see the top of the file)."""
+    filter = "bilinear" if classes.dtype.kind == "f" else "nearest"
+    return dataclasses.replace(transform, filter=filter)(classes[..., None], rng)[..., 0]
 
 
 def _check_side(resolution: int) -> None:

@@ -217,10 +217,11 @@ class FromParts:
     2206.01714), for conditions that are independent of each other given the data. As many more evaluations a row as parts.
 
     Fields:
-      weights: one a part. low, high, begin, stop: as of `Weight`, of all; where they do not act, they are 1.
+      weights: one a part, kept as a tuple. low, high, begin, stop: as of `Weight`, of all; where they do not act, they are 1. For a
+        chain alone: a sum of weights 1 is not off.
 
     Raises:
-      UserError: weights that are not finite numbers, an unknown form, bounds as of `Weight`.
+      UserError: weights that are not finite numbers, an unknown form, bounds as of `Weight`, a sum inside of bounds.
     """
 
     weights: Any
@@ -237,7 +238,11 @@ class FromParts:
             raise UserError(f"weights={given!r}: expected a number for each condition, as (3.0, 1.5)")
         if self.form not in FORMS:
             raise UserError(f"form={self.form!r}: expected one of {', '.join(FORMS)}")
+        object.__setattr__(self, "weights", tuple(given))  # a JSON's list cannot be hashed
         self._each()
+        if self.form == "sum" and (self.low, self.high, self.begin, self.stop) != (0, None, 0, 1):
+            raise UserError(f"form='sum' with low={self.low}, high={self.high}, begin={self.begin}, stop={self.stop}: a sum has no weights "
+                            "that are off outside of an interval; expected none of these keys, or form='chain'")
 
     def _each(self) -> list[Weight]:
         return [Weight(weight=w, low=self.low, high=self.high, begin=self.begin, stop=self.stop) for w in self.weights]

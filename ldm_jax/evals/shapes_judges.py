@@ -54,11 +54,11 @@ def of_class(shown: Shown, held: Held) -> dict:
 
 
 def semantic_map(shown: Shown, held: Held) -> dict:
-    """Intersection over union of the map that an image is read as (`shapes_oracle.painted`: the class of a region by its reading, its
+    """Intersection over union of the map that an image is read as with the map that was told, by classes; 0 is the ground.
 
-    pixels as they are) with the map that was told, by classes; 0 is the ground. "mean_iou": the mean over the classes present in
-    either, then over images; "mean_iou_things": without the ground; "dataset_iou": intersections and unions summed over all images,
-    the mean over classes; "pixels": the share of pixels of the right class.
+    Read by `shapes_oracle.painted`: the class of a region by its reading, its pixels as they are. "mean_iou": the mean over the classes
+    present in either, then over images; "mean_iou_things": without the ground; "dataset_iou": intersections and unions summed over all
+    images, the mean over classes; "pixels": the share of pixels of the right class.
     """
     told, marks = np.asarray(held.fields["map"]), np.arange(CLASSES + 1)
     found = np.stack([painted(covers, len(image)) for image, covers in zip(shown.images, shown.covers)])
@@ -130,10 +130,10 @@ def inpainting(shown: Shown, held: Held) -> dict:
 
 
 def unconditional(shown: Shown, held: Held) -> dict:
-    """"valid": the share of images that are scenes of the world: 1 or 2 things, each one of the four shapes (misfit below 0.16) and of a
+    """The shares of images that are scenes of the world.
 
-    size that the world has, boxes inside the image and apart, the ground grey; beside it the share that keeps each of these rules, and
-    "valid_0.25", the share where the misfits need only be below 0.25.
+    "valid": 1 or 2 things, each one of the four shapes (misfit below 0.16) and of a size that the world has, boxes inside the image and
+    apart, the ground grey; beside it the share that keeps each of these rules, and "valid_0.25", where misfits need only be below 0.25.
     "one_thing": the share of valid images with one thing (the world: half); "commonest_colour" and "commonest_shape": the largest
     share of one colour (1/6) and one shape (1/4) among all things.
     """
@@ -147,10 +147,10 @@ def unconditional(shown: Shown, held: Held) -> dict:
 
 
 def retrieval(shown: Shown, held: Held) -> dict:
-    """The share of an image's things whose class, colour, shape is among those of the neighbours it was told; "..._by_chance": the same
+    """The share of an image's things whose class, colour, shape is among those of the neighbours it was told.
 
-    things against another record's neighbours (those of the record before). Where the neighbours are not known, the record itself is
-    taken for the only one. "valid": as of `unconditional`.
+    "..._by_chance": the same things against another record's neighbours (those of the record before). Where the neighbours are not known,
+    the record itself is taken for the only one. "valid": as of `unconditional`.
     """
     near = held.near or [[scene] for scene in held.scenes]
     sets = [[thing for scene in scenes for thing in scene.things] for scenes in near]

@@ -1,7 +1,4 @@
-"""The shapes world's measures as tables: samples beside the first stage's reconstructions and the true images, and over weights of
-
-guidance.
-"""
+"""The shapes world's measures as tables: beside the first stage's reconstructions and the true images, and over guidance weights."""
 
 from collections.abc import Callable, Mapping, Sequence
 

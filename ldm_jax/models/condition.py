@@ -123,7 +123,7 @@ def dropped(conditioner, draw: Callable, name: str = "drop"):
 
     Parts of drops="together" share a draw, so that the examples of a smaller rate are among those of a larger, and all that is dropped
     at times is at times dropped together: that is what guidance calls the null. Parts of drops="apart" have one each, and one more
-    drops all of them at the rate `all`: every part is at times told alone.
+    drops all of them at the rate `all_drop`: every part is at times told alone.
 
     Args:
       draw: draw(name) -> [B] in [0, 1), another for every name.
@@ -131,7 +131,7 @@ def dropped(conditioner, draw: Callable, name: str = "drop"):
     parts = getattr(conditioner, "parts", None)
     if parts is None or conditioner.drops == "together":
         return _below(conditioner, draw(name))
-    everything = draw(f"{name}_all") < conditioner.all
+    everything = draw(f"{name}_all") < conditioner.all_drop
     return tuple(jax.tree.map(lambda own: own | everything, dropped(part, draw, f"{name}_{i}")) for i, part in enumerate(parts))
 
 

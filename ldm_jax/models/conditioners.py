@@ -11,10 +11,10 @@ from ldm_jax.models.spatial_condition import Depth, Inpainting, LowResolution, S
 from ldm_jax.models.text_condition import BertText, ClipText, TwoClipText
 
 
-def several(parts: tuple[Mapping, ...], classes: int, factor: int, drops: str = "together", all: float = 0.0) -> Several:
+def several(parts: tuple[Mapping, ...], classes: int, factor: int, drops: str = "together", all_drop: float = 0.0) -> Several:
     """The sections of CONDITIONERS, in their order, as one conditioner; arguments and errors as of `Several` and `conditioner`."""
     made = tuple(conditioner(part, f"config.conditioner.parts[{i}]", classes, factor) for i, part in enumerate(parts))
-    return Several(made, drops, all)
+    return Several(made, drops, all_drop)
 
 
 CONDITIONERS = {"none": Unconditional, "class": ClassConditioner, "clip_text": ClipText, "two_clip_text": TwoClipText,

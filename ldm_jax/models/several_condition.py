@@ -21,23 +21,24 @@ class Several(nn.Module):
 
     Fields:
       drops: "together", by one draw for all parts, or "apart", by a draw for each; see `condition.dropped`.
-      all: with "apart", the rate at which all parts are dropped, beside their own rates (arXiv 2211.09800, section 3.2.1: each of two
+      all_drop: with "apart", the rate at which all parts are dropped, beside their own rates (arXiv 2211.09800, section 3.2.1: each of two
         at 5 %, and both at 5 %).
 
     Raises:
-      UserError: fewer than two parts; a rate `all` without parts that it can drop.
+      UserError: fewer than two parts; a rate `all_drop` without parts that it can drop.
     """
 
     parts: tuple[nn.Module, ...]
     drops: Literal["together", "apart"] = "together"
-    all: float = 0.0
+    all_drop: float = 0.0
 
     def __post_init__(self):
         if self.drops not in DROPS:
             raise UserError(f"drops={self.drops!r}: expected one of {', '.join(DROPS)}")
-        if not 0 <= self.all <= 1 or self.all and (self.drops == "together" or not any(part.drop for part in self.parts)):
-            raise UserError(f"all={self.all}, drops={self.drops!r}: expected a rate from 0 to 1, and above 0 only with drops='apart' and "
-                            "parts of a rate above 0: what has none is always told")
+        apart = self.drops == "apart" and any(part.drop for part in self.parts)
+        if not 0 <= self.all_drop <= 1 or self.all_drop and not apart:
+            raise UserError(f"all_drop={self.all_drop}, drops={self.drops!r}: expected a rate from 0 to 1, and above 0 only with "
+                            "drops='apart' and parts of a rate above 0: what has none is always told")
         if len(self.parts) < 2:
             raise UserError(f"parts: expected two or more sections, as ({{'name': ...}}, {{'name': ...}}); got {len(self.parts)}")
         super().__post_init__()
@@ -84,9 +85,10 @@ class Several(nn.Module):
 
 
 def partials(pairs: Sequence[tuple[Condition, Condition | None]], alone: bool) -> list[Condition]:
-    """What guidance of each part is told: nothing of the parts that have a null, then, for each of them in their order, it alone, or it
+    """What guidance of each part is told.
 
-    and those before it. What has no null is always told.
+    Nothing of the parts that have a null, then, for each of them in their order, it alone, or it and those before it. What has no null is
+    always told.
 
     Args:
       pairs: of each part (what is given, its null or None).

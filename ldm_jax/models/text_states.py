@@ -52,6 +52,6 @@ def silenced(told: tuple[jax.Array, ...], nothing: tuple[jax.Array, ...], drop: 
 
 
 def all_states(conditioner, fields: Mapping) -> dict[str, jax.Array]:
-    """What may be kept of a batch of ids, float32; to be applied as a method of a conditioner of text: apply(..., method=all_states)."""
-    return {field: value.astype(jnp.float32) for name in conditioner.specs
+    """What may be kept of the ids in the fields, float32; a method for conditioners of text: apply(..., method=all_states)."""
+    return {field: value.astype(jnp.float32) for name in conditioner.specs if name in fields
             for field, value in zip(states_of(name), conditioner.encoded(name, windows(fields[name])))}

@@ -94,6 +94,13 @@ def test_what_data_cannot_tell_is_said():
             made(**sections)
 
 
+@pytest.mark.parametrize("keys, told", [(dict(other=3), "other=3: expected -1, for classes=0"), (dict(other=4, classes=4), "from 0 to 3")])
+def test_another_class_must_be_one_that_is_used(keys, told):
+    """Mistake: `other` given and ignored, or a class that the conditioner has not."""
+    with pytest.raises(UserError, match=told):
+        Segmentation(**keys)
+
+
 def test_fields_are_in_the_fingerprint():
     """Mistake: a run resumed with other masks or tokens than it was trained on."""
     plain, told = (fingerprint(WORLD, seed=0, batch=4, fields=fields) for fields in ({}, {"boxes_tokens": Boxes(2, 100)}))

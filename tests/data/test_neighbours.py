@@ -75,7 +75,7 @@ def test_a_database_holds_every_record_and_its_neighbours(folder):
     np.testing.assert_array_equal(database.embeddings["test"], test)
     np.testing.assert_array_equal(database.near["train"], exact(train, train, K, np.arange(40)))
     np.testing.assert_array_equal(database.near["test"], exact(train, test, K))
-    assert database.captions() == [TRAIN.caption(i) if hasattr(TRAIN, "caption") else TRAIN[i]["caption"] for i in range(40)]
+    assert database.captions() == [TRAIN.caption(i) for i in range(40)]
     assert (len(database), database.width, database.embedder) == (40, 12, MeanColours.digest)
     records, cosines = database.nearest(train[:2], 3)
     assert list(records[:, 0]) == [0, 1] and cosines[:, 0] == pytest.approx(1)

@@ -171,7 +171,7 @@ def scenes_source(data_dir, **more):
 
 def test_objects_maps_and_captions_inside_of_sequences(scenes):
     """Mistake: top before left, as TFDS keeps boxes; no boxes as an array of another shape; a map decoded as a picture of 8 bits; the
-    slash of a feature's own name taken for a sequence's.
+    slash of a feature's own name taken for a sequence's; captions of a sequence that are not told to be drawn.
     """
     source = scenes_source(scenes, boxes="objects", segmentation="map", caption="captions/text")
     assert source.box_names == ("cat", "dog") and source.classes == 0
@@ -183,6 +183,7 @@ def test_objects_maps_and_captions_inside_of_sequences(scenes):
         assert record["captions"] == tuple(f"{i} {j} ä" for j in range(i + 1)) and record["caption"] == text == f"{i} 0 ä"
         assert np.array_equal(record["image"], picture(i))
     assert sorted(scenes_source(scenes, caption="image/name").caption(i) for i in range(3)) == ["0", "1", "2"]
+    assert [scenes_source(scenes, caption=key).draws for key in ("captions/text", "words", "image/name", "")] == [True, True, False, False]
     assert source.fingerprint() != scenes_source(scenes).fingerprint()
     assert scenes_source(scenes).fingerprint()["keys"] == {"image": "image", "label": "", "caption": ""}
 
@@ -234,7 +235,7 @@ def test_a_record_that_cannot_be_told_is_named(scenes):
         scenes_source(scenes, caption="captions/id")[0]
     old = scenes_source(scenes, boxes="old")
     assert old[empty]["boxes"].tolist() == [[0, 0, 1, 1]]
-    with pytest.raises(UserError, match="record .: old: expected top, left, bottom, right in 0 to 1, got [23]"):
+    with pytest.raises(UserError, match="record .: old: expected top, left, bottom, right in 0 to 1, got 0, 0, [23], 1"):
         old[(empty + 1) % 3]
 
 

@@ -75,20 +75,25 @@ def test_a_chain_of_equal_weights_is_classifier_free():
 
 
 def test_columns_and_programs():
-    """Catches a chain of ones that still pays, weights in the program (each would compile), and an interval that is not read."""
+    """Catches a chain of ones that still pays, weights in the program (each would compile), and an interval that is not read,
+    weights of a list, which nothing can hash."""
     assert choice(each((1.0, 1))).program is OFF and choice(each((1.0, 1))).columns(np.ones(3)) == ()
     assert choice(each((3.0, 2.0))).program == EachPart(2) == choice(each((1.0, 1.0), "sum")).program and EachPart(2).terms == 2
-    chain, total = (choice(each((3.0, 1.5), form, stop=0.5)).columns(np.ones(4)) for form in ("chain", "sum"))
+    assert hash(choice(each([3.0, 2.0]))) == hash(choice(each((3.0, 2.0))))
+    chain, total = (choice(section).columns(np.ones(4)) for section in (each((3.0, 1.5), stop=0.5), each((3.0, 1.5), "sum")))
     assert [c.tolist() for c in chain] == [[1.5, 1.5, 0, 0], [1.5, 1.5, 1, 1]]
-    assert [c.tolist() for c in total] == [[3, 3, 1, 1], [1.5, 1.5, 1, 1]]
+    assert [c.tolist() for c in total] == [[3] * 4, [1.5] * 4]
 
 
 @pytest.mark.parametrize("section, says", [
     (each(2.0), "expected a number for each condition"), (each(()), "expected a number for each"), (each((1.0, True)), "a number for each"),
     (each((1.0, float("inf"))), "not finite"), (each((2.0, 1.0), "product"), "form"), (each((2.0, 1.0), low=-1.0), "0 <= low"),
-    (each((2.0, 1.0), rescale=0.7), "does not take rescale")], ids=str)
+    (each((2.0, 1.0), rescale=0.7), "does not take rescale"),
+    (each((2.0, 1.0), "sum", stop=0.5), "form='sum' with .*stop=0.5: a sum has no"),
+    (each((2.0, 1.0), "sum", low=0.5), "form='sum' with low=0.5"),
+    (each((2.0, 1.0), "sum", high=9.0), "expected none of these keys")], ids=str)
 def test_bad_weights_get_a_line(section, says):
-    """Catches weights that break, or are ignored, in the compiled program."""
+    """Catches weights that break, or are ignored, in the compiled program; a sum that is not off outside of its interval."""
     with pytest.raises(UserError, match=says):
         choice(section)
 

@@ -23,7 +23,7 @@ def drawn(name):
 
 
 def test_parts_are_dropped_apart():
-    """Mistakes: one draw for all, a rate `all` that is left out, that drops each by its own draw, or what is always told."""
+    """Mistakes: one draw for all, a rate `all_drop` that is left out, that drops each by its own draw, or what is always told."""
     label, of_map, sizes = (np.asarray(x) for x in dropped(Several((LABEL, MAP, SIZES), "apart", 0.2), drawn))
     near = 4 * 0.5 / len(EXAMPLES) ** 0.5
     for found, wanted in ((label, 1 - 0.5 * 0.8), (of_map, 1 - 0.7 * 0.8), (label & of_map, 0.2 + 0.8 * 0.15),
@@ -63,11 +63,11 @@ def test_parts_of_other_sizes_get_a_line():
         joined([Condition(image=jnp.zeros((1, 4, 4, 1))), Condition(image=jnp.zeros((1, 4, 8, 1)))])
 
 
-@pytest.mark.parametrize("keys, says", [({"drops": "alone"}, "drops='alone'"), ({"all": 0.1}, "only with drops='apart'"),
-                                        ({"drops": "apart", "all": 1.5}, "a rate from 0 to 1"), ({"drop": 0.1}, "does not take drop")])
+@pytest.mark.parametrize("keys, says", [({"drops": "alone"}, "drops='alone'"), ({"all_drop": 0.1}, "only with drops='apart'"),
+                                        ({"drops": "apart", "all_drop": 1.5}, "a rate from 0 to 1"), ({"drop": 0.1}, "does not take drop")])
 def test_sections_of_several_are_checked(keys, says):
     """Mistake: a rate that nothing reads."""
     parts = (dict(name="class", width=4), dict(name="sizes"))
-    assert conditioner({"name": "several", "parts": parts, "drops": "apart", "all": 0.1}, "c", 4, 4).all == 0.1
+    assert conditioner({"name": "several", "parts": parts, "drops": "apart", "all_drop": 0.1}, "c", 4, 4).all_drop == 0.1
     with pytest.raises(UserError, match=says):
         conditioner({"name": "several", "parts": parts} | keys, "config.conditioner", 4, 4)
