@@ -47,10 +47,10 @@ demo-shapes: .venv/run
 	test -d $(SHAPES)/latents || .venv/bin/python -m ldm_jax.cli.encode --config=configs/demo/shapes_unconditional.py --images --batch_size=100 \
 		--config.first_stage=$(SHAPES)/autoencoder --out=$(SHAPES)/latents
 
-# $(call shapes,CONFIG): trains a task on it, and measures on 256 held-out records that the condition is obeyed; ends with a picture.
+# $(call shapes,CONFIG,FLAGS): trains a task on it, and measures on 256 held-out records that the condition is obeyed; ends with a picture.
 define shapes
 	.venv/bin/python train.py --config=configs/demo/$(1).py --workdir=$(SHAPES)/$(1) --config.first_stage=$(SHAPES)/autoencoder \
-		--config.data.cache=$(SHAPES)/latents
+		--config.data.cache=$(SHAPES)/latents $(2)
 	.venv/bin/python -m ldm_jax.cli.evaluate --model=$(SHAPES)/$(1) --out=$(SHAPES)/$(1)/evaluation.json --picture=$(SHAPES)/$(1)/picture.png
 	@echo "the picture: $(SHAPES)/$(1)/picture.png"
 endef
@@ -75,8 +75,9 @@ demo-unconditional: demo-shapes
 
 demo-rdm: demo-shapes
 	.venv/bin/python train.py --config=configs/demo/embedding.py --workdir=$(SHAPES)/embedding
-	test -d $(SHAPES)/database || .venv/bin/python -m ldm_jax.cli.embed --model=$(SHAPES)/embedding --config=configs/demo/retrieval.py --out=$(SHAPES)/database
-	$(call shapes,retrieval)
+	test -d $(SHAPES)/database || .venv/bin/python -m ldm_jax.cli.embed --model=$(SHAPES)/embedding --config=configs/demo/retrieval.py --out=$(SHAPES)/database \
+		--config.data.fields.embeddings.database=$(SHAPES)/database
+	$(call shapes,retrieval,--config.data.fields.embeddings.database=$(SHAPES)/database)
 
 lint: .venv/test
 	.venv/bin/python -m ruff check .

@@ -11,7 +11,7 @@ MODEL = flags.DEFINE_string("model", None, "A run, one step of it, a bundle, a f
 OUT = flags.DEFINE_string("out", "samples", "Where 000000.png ..., grid.png, samples.npz and samples.json are written.")
 NUMBER = flags.DEFINE_integer("num_samples", 16, "How many images; image i has seed --seed + i.")
 SEED = flags.DEFINE_integer("seed", 0, "The first image's seed, 0 to 2^32 - 1.")
-LABELS = flags.DEFINE_string("labels", "", "Classes, as 0,1,2 or 0-9; image i has label i modulo their number. Empty: unconditional.")
+LABELS = flags.DEFINE_string("labels", "", "Classes, as 0,1,2 or 0-9; image i has label i modulo their number.")
 SAMPLER = flags.DEFINE_string("sampler", "", 'A name, or {"name":"ddim","eta":1.0}; empty: the model\'s own.')
 GRID = flags.DEFINE_string("grid", "", "The steps' times: a name or a section; empty: the model's own.")
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; the model's own by default.")
@@ -36,13 +36,15 @@ HANDOVER = flags.DEFINE_float("handover", None, "The share of the way that is do
 PROMPT = flags.DEFINE_multi_string("prompt", [], "A text; repeat it for more, image i has text i modulo their number. (word:1.2) weighs.")
 NEGATIVE_PROMPT = flags.DEFINE_multi_string("negative_prompt", [], "Texts to steer away from, given as --prompt.")
 PROMPTS_FILE = flags.DEFINE_string("prompts_file", "", "A file with a prompt on each line, after those of --prompt.")
-LONG = flags.DEFINE_enum("long_prompts", "one", ["one", "many"], "A text beyond the encoder's window loses its end, or is read in many.")
+LONG = flags.DEFINE_enum("long_prompts", "", ["", "one", "many"], "A text beyond the encoder's window: loses its end, or is read in many; "
+                         "empty: refused.")
 CLIP_SKIP = flags.DEFINE_integer("clip_skip", None, "Layers of the CLIP text encoder to leave out at its end, beside the model's own.")
 TOKENIZER = flags.DEFINE_string("tokenizer", "", "A folder with the vocabulary of the text encoder, or one of each, by commas.")
 DEPTH = flags.DEFINE_multi_string("depth_image", [], "A depth picture of the images' size, near is bright; repeat it for more.")
 LOW_RES = flags.DEFINE_multi_string("low_res", [], "A small picture to enlarge; repeat it for more, image i has picture i modulo them.")
 MAP = flags.DEFINE_multi_string("map", [], "A picture of class numbers (grey, or a palette's) that the images follow; repeat it for more.")
 BOXES = flags.DEFINE_string("boxes", "", 'JSON with {"boxes": [[left, top, right, bottom]], "labels": [3]}, 0 to 1, or a list of them.')
+UNCONDITIONAL = flags.DEFINE_bool("unconditional", False, "Tell a conditional model nothing, which is refused without.")
 NOISE_LEVEL = flags.DEFINE_integer("noise_level", None, "How much --low_res is noised first; 20 is usual.")
 EMBEDDER = flags.DEFINE_string("embedder", "", "A run of task embedding, or a folder with a CLIP, for what follows.")
 DATABASE = flags.DEFINE_string("database", "", "A folder of embeddings that python -m ldm_jax.cli.embed wrote.")
@@ -63,15 +65,17 @@ PROCESSES = entry.process_flags()
 def main() -> None:
     from ldm_jax import output, pipeline, sizes, workdir
     from ldm_jax.retrieved import retrieval_of
-    from ldm_jax.said import Said, parse_pair, read_prompts, with_last
+    from ldm_jax.said import Said, check_texts, parse_pair, read_prompts, with_last
 
+    for flag in (PROMPT, OF_PROMPT):
+        check_texts(flag.value, f"--{flag.name}")
     prompts = tuple(PROMPT.value) + (read_prompts(PROMPTS_FILE.value) if PROMPTS_FILE.value else ())
     numbers = {flag.name: parse_pair(flag.value, f"--{flag.name}") for flag in (ORIGINAL, CROP, TARGET)}
     numbers |= {flag.name: flag.value for flag in (NOISE_LEVEL, AESTHETIC, CLIP_SKIP)}
     near = retrieval_of(EMBEDDER.value, DATABASE.value, {"texts": OF_PROMPT.value, "images": OF_IMAGE.value, "variations": VARIATION.value},
                         NEAREST.value)
     said = Said(prompts, tuple(NEGATIVE_PROMPT.value), LONG.value, tuple(DEPTH.value), tuple(LOW_RES.value), numbers,
-                maps=tuple(MAP.value), boxes=BOXES.value, retrieval=near)
+                maps=tuple(MAP.value), boxes=BOXES.value, retrieval=near, unconditional=UNCONDITIONAL.value)
     named = {flag.name: output.parse_choice(flag.value, f"--{flag.name}") for flag in (SAMPLER, GRID, THRESHOLD)}
     sampling = named | {"steps": STEPS.value, "guidance": output.parse_guidance(GUIDANCE.value)}
     pictures = output.pictures_of(INIT.value, MASK.value, STRENGTH.value, OUTPAINT.value)

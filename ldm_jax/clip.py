@@ -33,6 +33,7 @@ from ldm_jax.models.image_encoder import ClipImageEncoder, VisionSpec, fitted
 from ldm_jax.models.text_encoder import ClipSpec, ClipTextEncoder
 from ldm_jax.ops.images import from_uint8
 from ldm_jax.tokenized import open_tokenizers
+from ldm_jax.train.report import say
 from ldm_jax.train.sharding import make_mesh
 
 PLACES = {"text": "text_encoder", "vision": "image_encoder"}  # of our own embedders' parameters
@@ -70,7 +71,7 @@ class Clip:
         return self._embedded("vision", images.astype(np.float32))
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings float32 [N, D] of length 1 of texts, each cut to one window.
+        """Embeddings float32 [N, D] of length 1 of texts, each cut to one window; what was cut is told on stderr.
 
         Raises:
           UserError: no list of texts, a CLIP of images only, or one without its tokenizer.
@@ -79,7 +80,11 @@ class Clip:
         if self.tokenizer is None:
             raise UserError("texts: this CLIP came without its tokenizer; its folder lacks vocab.json with merges.txt, or tokenizer.json")
         tokenizer = dataclasses.replace(self.tokenizer, length=encoder.spec.length)
-        return self._embedded("text", encode_prompts(tokenizer, texts, weighted=False)[0][:, 0])
+        ids, _, lost = encode_prompts(tokenizer, texts, weighted=False)
+        for text, end in zip(texts, lost):
+            if end:
+                say(f"text {text[:40]!r}: too long for the embedder, this was left out: {end!r}")
+        return self._embedded("text", ids[:, 0])
 
     def _encoder(self, name: str) -> tuple[Any, Any]:
         if name not in self.encoders:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ldm_jax.core.errors import UserError
 
-FREE = ("run", "data.cache")  # what may change when a run is resumed
+FREE = ("run", "data.cache", "text_encoders")  # what may change when a run is resumed; the last is read by new runs alone
 
 
 def from_json(config):

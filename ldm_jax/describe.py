@@ -81,14 +81,9 @@ def _schedule(schedule) -> str:
 def _batch(job: launch.Prepared) -> dict:
     facts, number = job.experiment.facts, job.experiment.batch
     place = sharding.batch_sharding(job.mesh)
-    shapes = {"image": ((number, facts.resolution, facts.resolution, facts.channels), np.float32)}
-    if facts.classes:
-        shapes["label"] = ((number,), np.int32)
-    if job.fields:
-        row = next(in_order(job.source, job.transforms, batch=1, count=1, resolution=facts.resolution, fields=job.fields, threads=0))
-        made = {name for maker in job.fields.values() for name in maker.gives}
-        shapes |= {name: ((number, *row[name].shape[1:]), row[name].dtype) for name in made}
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=place) for name, (shape, dtype) in shapes.items()}
+    row = next(in_order(job.source, job.transforms, batch=1, count=1, resolution=facts.resolution, fields=job.fields, threads=0))
+    return {name: jax.ShapeDtypeStruct((number, *array.shape[1:]), array.dtype, sharding=place) for name, array in row.items()
+            if name not in ("index", "record", "weight")}
 
 
 def _flops(stage, state, frozen, batch, key, number: int) -> str:

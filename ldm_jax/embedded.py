@@ -15,6 +15,8 @@ from ldm_jax.core.errors import UserError
 from ldm_jax.data.batches import in_order
 from ldm_jax.data.neighbours import CAPTIONS, FORMAT, PAGE, SPLITS, page_digest, search
 from ldm_jax.data.transforms import describe
+from ldm_jax.experiment import check_keys
+from ldm_jax.workdir import refuse_remote
 
 NEAR = 20  # kept of each record, as RDM does
 BATCH = 64
@@ -31,8 +33,10 @@ def write_database(clip: Clip, config: Mapping, out, k: int = NEAR, progress=Non
       progress: as `cli.entry.progress`: (total, unit) -> a context whose value is called with the number done.
 
     Raises:
-      UserError: a CLIP of texts only, fewer records than k, a folder that is there, images that are not colour.
+      UserError: a config with unknown keys, a CLIP of texts only, fewer records than k, a folder that is there, images that are not colour.
     """
+    check_keys(config)
+    refuse_remote(out, "--out")
     sources = {split: data_choices.open_source(config, split) for split in SPLITS}
     number = len(sources["train"])
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k < number:

@@ -57,7 +57,7 @@ def evaluate(model: Model, request: Request | Likely | None = None, progress=Non
 
 def default_number(model: Model) -> int:
     """How many samples are measured where nobody says it."""
-    return shapes_tasks.NUMBER if shapes_tasks.is_shapes(model) else NUMBER
+    return shapes_tasks.default_number(model) if shapes_tasks.is_shapes(model) else NUMBER
 
 
 def total(model: Model, request: Request | Likely) -> int:

@@ -13,6 +13,7 @@ from ldm_jax.pictures import any_picture
 from ldm_jax.sizes import Size
 
 LARGEST = 16 * 2**20  # bytes of a file of layouts
+OF_CLASSES = ("shapes",)  # sources whose boxes are labelled by the classes of images
 SAID_OF_BOXES = ("boxes", "box_labels", "crop")
 KEYS = {"boxes": True, "labels": True, "crop": False}  # of a layout in a file: whether it must be there
 
@@ -81,6 +82,11 @@ def _small(model, path: str, size: Size | None) -> np.ndarray:
         nearest = [max(1, round(side / step)) * step for side in found]
         raise UserError(f"--low_res={path}: it is {found[0]}x{found[1]}; this model reads sides that are multiples of {step}; nearest: "
                         f"{nearest[0]}x{nearest[1]}")
+    side, f = model.experiment.facts.resolution, model.experiment.autoencoder.factor
+    small = side // f
+    if size is None and found != (small, small):
+        raise UserError(f"--low_res={path}: it is {found[0]}x{found[1]}; this model makes images of {side}x{side} from {small}x{small}, "
+                        f"and of this one with --size={found[0] * f}x{found[1] * f}")
     return image.reshape(*image.shape[:2], channels)
 
 
@@ -129,8 +135,16 @@ def _is_box(box) -> bool:
     return isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) and not isinstance(x, bool) for x in box)
 
 
-def layout_tokens(conditioner, given: Mapping) -> np.ndarray:
+def classes_of_boxes(model) -> int:
+    """How many classes a model's boxes have, where its data tell: those of the images. 0 where they number their boxes apart."""
+    config = model.manifest.config if model.manifest else {"data": {}}
+    return model.experiment.facts.classes if config.get("data", {}).get("source", {}).get("name") in OF_CLASSES else 0
+
+
+def layout_tokens(conditioner, given: Mapping, classes: int = 0) -> np.ndarray:
     """int32 [N, length] of `boxes` (one layout [n, 4], or one for each example), `box_labels` and `crop` (a box, or one for each).
+
+    classes: of the boxes; 0 where only the number of ids is known.
 
     Raises:
       UserError: boxes outside the image or of no area, labels that are not theirs, more objects than the model reads.
@@ -150,6 +164,9 @@ def layout_tokens(conditioner, given: Mapping) -> np.ndarray:
         raise UserError(f"boxes of {len(boxes)}, box_labels of {len(labels)} and crop of {len(crops)} examples: expected one for each, or "
                         "one for all")
     boxes, labels, crops = (list(x) * (number if len(x) == 1 else 1) for x in (boxes, labels, crops))
+    unknown = sorted({int(x) for each in labels for x in each if classes and x >= classes})
+    if unknown:
+        raise UserError(f"box_labels: {', '.join(map(str, unknown))}: the model's data has no such class; expected 0 to {classes - 1}")
     return np.stack([_tokens(i, *one, spec) for i, one in enumerate(zip(boxes, labels, crops))])
 
 

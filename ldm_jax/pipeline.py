@@ -78,7 +78,8 @@ class Model:
           labels: classes. map: of classes, [N, H, W]. boxes_tokens, embeddings: as they are.
           boxes, box_labels: [n, 4] and [n] of one layout, or a list of N; left, top, right, bottom in 0 .. 1 of the whole image. crop: the
             box of it that is shown.
-          prompts: texts; (word:1.2) and [word] weigh. long_prompts: "one" window, where a text may lose its end, or "many".
+          prompts: texts; (word:1.2) and [word] weigh. long_prompts: "one" window, where a text may lose its end, or "many",
+            or "refused", where it may not.
             clip_skip: how many layers earlier than the model has them the text encoder's states are taken.
           image, mask: what is inpainted, images as in `encode`; mask [N, H, W], from 0.5 on made anew.
           depth: [N, H, W], any unit, near is large. low_res: small images, of the latents' size; noise_level: whole numbers, how much
@@ -263,7 +264,8 @@ def load(path, weights: str = "ema", mesh: Mesh | None = None, dtype: str | None
     mesh = make_mesh() if mesh is None else mesh
     opened = open_model(path, Reading(kind, variant), weights)
     if opened.manifest.task == "embedding":
-        raise UserError(f"{path}: this is an embedder of images and texts; open it with ldm.load_clip, or give it as --embedder")
+        raise UserError(f"{path}: this is an embedder of images and texts, and makes neither; open it with ldm.load_clip, or give it to "
+                        "sample.py as --embedder; how well it matches pairs is in its run's metrics.jsonl")
     manifest = dataclasses.replace(opened.manifest, weights=opened.which(weights))
     config = from_json(manifest.config)
     facts = choices.Facts(**config.pop("facts"))

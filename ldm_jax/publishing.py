@@ -115,6 +115,8 @@ def sayable(opened: Opened, weights: str) -> Sayable:
     manifest, trees = opened.manifest, {}
     if manifest.task == "classifier":
         raise UserError("a classifier of noisy latents has no layout but our own: export it as a bundle")
+    if manifest.task == "embedding":
+        raise UserError("an embedder has no layout but our own: export it as a bundle, and open that with ldm.load_clip")
     mesh = make_mesh()
     config = from_json(manifest.config)
     first, units = manifest.first_stage, manifest.latent_units

@@ -134,7 +134,7 @@ def retrieval_of(embedder: str, database: str, of: dict[str, Sequence[str]], k: 
     said = [name for name in flags if of.get(name)]
     if not said:
         for flag, value in (("--embedder", embedder), ("--database", database), ("--k", k)):
-            if value:
+            if value not in ("", None):
                 raise UserError(f"{flag} belongs to {', '.join(flags.values())}: say whose embeddings are told")
         return None
     if len(said) > 1:

@@ -12,10 +12,11 @@ from ldm_jax.diffusion.guidance import Guided
 from ldm_jax.layouts import drawn, layouts_told, read_layouts
 from ldm_jax.pictures import named
 from ldm_jax.tokenized import specs_of
-from ldm_jax.told import reads
+from ldm_jax.told import FLAGS, REFUSED, reads
 from ldm_jax.workdir import passed_by_all
 
 LARGEST = 16 * 2**20  # bytes of a file of prompts
+QUALIFIERS = ("sizes", "noise_level", "low_res_noise")  # fields that say something of others, and nothing alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,18 +25,20 @@ class Said:
 
     depth, low_res, maps: picture files, given to the images as texts are; boxes: a file of layouts, given so too. numbers: noise_level,
     original_size, crop, target_size, aesthetic and clip_skip, by name.
-    retrieval: whose embeddings are told, a `retrieved.Retrieval`.
+    retrieval: whose embeddings are told, a `retrieved.Retrieval`. long_prompts: as of `Model.condition`; "" refuses a text that would
+    lose its end. unconditional: a model that reads a condition may be told nothing.
     """
 
     prompts: tuple[str, ...] = ()
     negative_prompts: tuple[str, ...] = ()
-    long_prompts: str = "one"
+    long_prompts: str = ""
     depth: tuple[str, ...] = ()
     low_res: tuple[str, ...] = ()
     numbers: Mapping = dataclasses.field(default_factory=dict)
     maps: tuple[str, ...] = ()
     boxes: str = ""
     retrieval: Any = None
+    unconditional: bool = False
 
     @functools.cached_property
     def layouts(self) -> list[dict]:
@@ -50,8 +53,8 @@ class Said:
         """
         given = {name: request.of_each(texts) for name, texts in
                  (("prompts", self.prompts), ("negative_prompts", self.negative_prompts)) if texts}
-        if given and self.long_prompts != "one":
-            given["long_prompts"] = self.long_prompts
+        if given:
+            given["long_prompts"] = self.long_prompts or REFUSED
         files = {"map": self.maps, "depth": self.depth, "low_res": self.low_res}
         given |= drawn(model, request.made.get("size"), files, request.number) | layouts_told(self.layouts, request.number)
         if self.low_res and self.numbers.get("noise_level") is not None:
@@ -76,8 +79,8 @@ class Said:
         """For samples.json: what all images were told."""
         numbers = {name: value for name, value in self.numbers.items() if value is not None}
         return named({"depth_image": self.depth, "low_res": self.low_res, "map": self.maps, "boxes": self.boxes}) | numbers | (
-            {"long_prompts": self.long_prompts} if self.prompts or self.negative_prompts else {}) | (
-                self.retrieval.page if self.retrieval else {})
+            {"long_prompts": self.long_prompts} if self.long_prompts and (self.prompts or self.negative_prompts) else {}) | (
+                {"unconditional": True} if self.unconditional else {}) | (self.retrieval.page if self.retrieval else {})
 
 
 def condition_of(model, request, labels: Sequence[int] | None) -> Guided | None:
@@ -91,9 +94,33 @@ def condition_of(model, request, labels: Sequence[int] | None) -> Guided | None:
         request.said.retrieval.check(model)
     given = _all(model, request, labels)
     partners = [other for other in (request.guide, request.refiner) if other is not None and other.experiment.task == "diffusion"]
-    theirs = {name for other in partners for name in _names(other)} - _names(model)  # said to them alone
+    own = _names(model.experiment.conditioner)
+    theirs = {name for other in partners for name in _names(other.experiment.conditioner)} - own  # said to them alone
     given = {name: value for name, value in given.items() if name.removeprefix("negative_") not in theirs}
+    if request.said:
+        _check_told(model.experiment.conditioner, given, request.said.unconditional)
     return model.condition(**given) if given else None
+
+
+def _check_told(conditioner, given: Mapping, unconditional: bool) -> None:
+    """Raises UserError: a model that reads a condition and is told nothing, where nobody asked for that; or asked, and told."""
+    names = {main: (main, *(beside if main == "boxes_tokens" else ())) for main, beside in reads(conditioner).items()
+             if main not in QUALIFIERS}
+    told = [name for name, ways in names.items() if any(way in given for way in ways)]
+    if any(name.removeprefix("negative_") not in {*_names(conditioner), "size"} for name in given):
+        return  # `Model.condition` says what it does not read
+    if unconditional and told:
+        raise UserError(f"--unconditional: and the model is told {', '.join(FLAGS.get(name, name) for name in told)}; leave one out")
+    if names and not told and not unconditional:
+        raise UserError(f"this model reads {', '.join(FLAGS.get(name, name) for name in names)}, and is told nothing; say it, or "
+                        "--unconditional for samples of nothing in particular")
+
+
+def check_texts(texts: Sequence[str], where: str) -> None:
+    """Raises UserError: a text with nothing in it, which is most often a variable of the shell that was not set."""
+    for text in texts:
+        if not text.strip():
+            raise UserError(f"{where}={text!r}: an empty text; expected words, as {where}='a red cube'")
 
 
 def with_last(model, folders: Sequence[str]):
@@ -104,14 +131,14 @@ def with_last(model, folders: Sequence[str]):
 
 def condition_beside(model, request) -> Guided | None:
     """What a guide or a refiner is told by it: as much as this one reads."""
-    names = _names(model)
+    names = _names(model.experiment.conditioner)
     given = _all(model, request, request.label_of_each)
     return model.condition(**{name: value for name, value in given.items() if name.removeprefix("negative_") in names})
 
 
-def _names(model) -> set[str]:
+def _names(conditioner) -> set[str]:
     """All that may be said to a model."""
-    return {name for main, beside in reads(model.experiment.conditioner).items() for name in (main, *beside)}
+    return {name for main, beside in reads(conditioner).items() for name in (main, *beside)}
 
 
 def _all(model, request, labels) -> dict:

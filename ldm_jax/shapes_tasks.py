@@ -119,16 +119,24 @@ def prepared(model: Model, number: int, guide: Model | None = None) -> Trial:
     return Trial(model, held, condition, tasks or ("unconditional",), held.pasted(_through(model, held.images)), told)
 
 
+def default_number(model: Model) -> int:
+    """How many records are measured where nobody says it: NUMBER, or as many as the test split has."""
+    return min(NUMBER, len(data_choices.open_source(from_json(model.manifest.config), "test")))
+
+
 def held_out(model: Model, number: int) -> tuple[Held, dict]:
     """The first records of the test split with the fields that the model's own makers give, and what to say of them.
 
     Of a model that is told how much its small image is noised, the level is 0 here: no more than it was told.
 
     Raises:
-      UserError: transforms that change the test pictures: the oracle knows the world's own.
+      UserError: more than there are; transforms that change the test pictures: the oracle knows the world's own.
     """
     config, experiment = from_json(model.manifest.config), model.experiment
     source = data_choices.open_source(config, "test")
+    if number > len(source):
+        raise UserError(f"--num_samples={number}: a sample is made of each record, and the test split has {len(source)}; expected 1 to "
+                        f"{len(source)}")
     makers = data_choices.fields_of(config, experiment.conditioner, experiment.autoencoder.factor, by_field(model))
     batches = in_order(source, data_choices.transforms(config), batch=min(READ, number), count=number, fields=makers,
                        resolution=config["data"]["resolution"])

@@ -13,6 +13,7 @@ from ldm_jax.core.errors import UserError
 from ldm_jax.core.trees import map_with_path, paths
 from ldm_jax.data.batches import check_fingerprint
 from ldm_jax.donor import initialised_from, open_donor, with_arrays
+from ldm_jax.text_encoders import open_encoders
 from ldm_jax.train import sharding
 from ldm_jax.train.report import say
 from ldm_jax.train.state import State, abstract_state, born_sharded, from_items, to_items
@@ -24,7 +25,10 @@ def new_state(job, stage, key) -> State:
     state = born_sharded(stage.init, key, job.mesh, job.experiment.layout)
     if job.config["init_from"] and not job.base:
         state = initialised_from(job.config["init_from"], open_donor(job.config), state, job.mesh)
-    return with_arrays(job.texts, state) if job.texts else state
+    texts = job.texts
+    if not texts and job.config.get("text_encoders"):  # the folder was begun, and no step of it was finished: see `launch.prepare`
+        texts = open_encoders(job.config["text_encoders"], job.experiment.conditioner, job.experiment.lora)
+    return with_arrays(texts, state) if texts else state
 
 
 def conditioner_params(job, stage, key) -> dict:

@@ -13,7 +13,7 @@ from ldm_jax.core.keys import key_for, normal_for
 from ldm_jax.data.prompts import encode_prompts
 from ldm_jax.diffusion.guidance import Guided
 from ldm_jax.diffusion.sample import image_keys
-from ldm_jax.layouts import SAID_OF_BOXES, layout_tokens
+from ldm_jax.layouts import SAID_OF_BOXES, classes_of_boxes, layout_tokens
 from ldm_jax.models.several_condition import joined
 from ldm_jax.ops.images import from_uint8
 from ldm_jax.sizes import latent_shape
@@ -21,6 +21,7 @@ from ldm_jax.tokenized import ids_of, skipping
 from ldm_jax.train.report import say
 
 NEGATIVE = "negative_"
+REFUSED = "refused"  # as long_prompts: a text that would lose its end is an error, and not told alone
 PART = 16  # examples whose condition is made at a time, which may have images to encode
 NAMES = {"label": "labels", "tokens": "prompts", "tokens_2": "prompts", "token_weights": "prompts"}  # field -> what a user calls it
 WHOLE = {"label", "tokens", "tokens_2", "boxes_tokens", "noise_level", "map"}  # fields of whole numbers
@@ -28,7 +29,8 @@ DRAWN = {"image", "mask", "depth", "map", "low_res"}  # fields that say the imag
 PICTURES = {"image", "low_res"}  # fields that are pictures: uint8, or float in [-1, 1]
 BESIDE = {"prompts": ("long_prompts", "clip_skip"), "low_res": ("noise_seeds",), "boxes_tokens": SAID_OF_BOXES}  # what says more of a field
 FLAGS = {"labels": "--labels", "prompts": "--prompt", "map": "--map", "boxes_tokens": "--boxes", "image": "--init_image", "mask": "--mask",
-         "depth": "--depth_image", "low_res": "--low_res", "noise_level": "--noise_level"}
+         "depth": "--depth_image", "low_res": "--low_res", "noise_level": "--noise_level",
+         "embeddings": "--neighbours_of_prompt, --neighbours_of_image or --variation_of"}
 SIZES = {6: ("size", "original_size", "crop", "target_size"), 5: ("size", "original_size", "crop", "aesthetic")}  # by how many numbers
 AESTHETIC = {"aesthetic": 6.0, "negative_aesthetic": 2.5}  # of the published SDXL refiner
 
@@ -124,7 +126,7 @@ def _fields(model, given: Mapping) -> dict[str, np.ndarray]:
             if value is not None and NAMES.get(name) != "prompts":
                 fields[before + name] = _array(name, value)
     if "boxes" in given or "box_labels" in given:
-        fields["boxes_tokens"] = layout_tokens(model.experiment.conditioner, given)
+        fields["boxes_tokens"] = layout_tokens(model.experiment.conditioner, given, classes_of_boxes(model))
     if "prompts" in given or NEGATIVE + "prompts" in given:
         fields |= _texts(model, given)
     for name in PICTURES & fields.keys():
@@ -161,12 +163,16 @@ def _texts(model, given: Mapping) -> dict[str, np.ndarray]:
              if before + "prompts" in given}
     together = [text for texts in sides.values() for text in texts]
     fields, start = {}, 0
-    ids, weights = ids_of(model, lambda tokenizer: encode_prompts(tokenizer, together, given.get("long_prompts", "one")))
+    how = given.get("long_prompts", "one")
+    ids, weights = ids_of(model, lambda tokenizer: encode_prompts(tokenizer, together, "one" if how == REFUSED else how))
     for before, texts in sides.items():
         rows = slice(start, start + len(texts))
         fields |= {before + name: found[rows] for name, found in ids.items()} | {before + "token_weights": weights[0][rows]}
         start += len(texts)
     for text, lost in zip(together, weights[1]):
+        if lost and how == REFUSED:
+            raise UserError(f"prompt {text[:40]!r}: too long for the model's text encoder, this would be lost: {lost!r}; shorten it, or "
+                            "take --long_prompts=many, which reads it too, or --long_prompts=one, which leaves it out")
         if lost:
             say(f"prompt {text[:40]!r}: too long for the model's text encoder, this was left out: {lost!r}; long_prompts=many reads it too")
     return fields

@@ -59,8 +59,12 @@ def open_tokenizers(config: Mapping, source=None, run=None) -> dict[str, Tokeniz
 
 def keep(config: Mapping, opened: Mapping, run) -> None:
     """Writes the tokenizers of a new run into its folder, each whole or not at all; what an earlier start left there is replaced."""
-    for field, section in sections_of(config).items():
+    sections = sections_of(config)
+    copied = {field: _files(section["folder"]) for field, section in sections.items() if section["name"] == "folder"}  # before any goes
+    for field, section in sections.items():
         tokenizer, folder = opened[field], pathlib.Path(run) / FOLDERS[field]
+        if field in copied and pathlib.Path(section["folder"]).resolve() == folder.resolve() and (folder / KEPT).is_file():
+            continue  # it keeps itself
         if (folder / KEPT).is_file():
             shutil.rmtree(folder)
         if section["name"] == "bytes":
@@ -69,10 +73,14 @@ def keep(config: Mapping, opened: Mapping, run) -> None:
             if section["name"] == "trained":
                 (partial / "vocab.txt").write_text("\n".join(tokenizer.words()) + "\n", "utf-8")
             else:
-                for file in (pathlib.Path(section["folder"]) / name for name in FILES):
-                    if file.is_file():
-                        shutil.copyfile(file, partial / file.name)
+                for name, body in copied[field].items():
+                    (partial / name).write_bytes(body)
             (partial / KEPT).write_text(json.dumps({"kind": tokenizer.kind, "digest": tokenizer.digest}) + "\n", "utf-8")
+
+
+def _files(folder) -> dict[str, bytes]:
+    """The vocabulary files of a folder, by name."""
+    return {name: (pathlib.Path(folder) / name).read_bytes() for name in FILES if (pathlib.Path(folder) / name).is_file()}
 
 
 def open_kept(folder) -> Tokenizer:

@@ -87,7 +87,8 @@ def refuse_changes(saved: Mapping, now: Mapping, folder) -> None:
     told = differences(completed(saved), now)
     if told:
         raise UserError(f"{folder} holds a run of another config: {'; '.join(told[:8])}{' ...' if len(told) > 8 else ''}. "
-                        "Only config.run and config.data.cache may change; give back the old values, or use another --workdir")
+                        "Only config.run, config.data.cache and config.text_encoders may change; give back the old values, or "
+                        "use another --workdir")
 
 
 def _from_everyone(digest: bytes) -> list[bytes]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import cached_data, launch
+from ldm_jax import cached_data, describe, launch
 from ldm_jax.config_tree import differences
 from ldm_jax.core.errors import UserError
 from ldm_jax.core.keys import base_key, key_for
@@ -112,6 +112,22 @@ def test_a_run_may_change_to_a_cache_and_back():
     assert differences(saved, saved | {"data": saved["data"] | {"cache": "../c"}, "run": {}}) == []
     assert differences(saved, saved | {"data": saved["data"] | {"variants": 2}}) == ["config.data.variants: 0, now 2"]
     assert differences(saved, saved | {"model": {"data": {"cache": 2}}}) != []
+    assert differences(saved | {"text_encoders": "bert"}, saved | {"text_encoders": "../bert"}) == []
+
+
+def test_a_dry_run_knows_what_a_cache_gives(cache, trained_autoencoder, make_ldm_config):
+    """Mistake: a page of images that are encoded at each step, where the batches hold latents; one that fails."""
+    batches = []
+    for folder in ("", str(cache)):
+        job = launch.prepare(make_ldm_config(trained_autoencoder, **{"data.cache": folder}))
+        batches.append(describe._batch(job))
+        assert {name: array.dtype for name, array in batches[-1].items()} == {
+            name: array.dtype for name, array in next(launch.stream(job.source, job.transforms, seed=0, batch=8, threads=0)).items()
+            if name in batches[-1]}
+    images, latents = batches
+    number = images["image"].shape[0]
+    assert images.keys() == {"image", "label"} and latents.keys() == {"latent_mean", "latent_log_variance", "label"}
+    assert number > 1 and all(array.shape[0] == number for array in latents.values()) and latents["latent_mean"].ndim == 4
 
 
 def test_a_stage_to_be_trained_has_no_cache(cache, make_autoencoder_config):

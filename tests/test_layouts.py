@@ -59,9 +59,18 @@ def test_boxes_become_the_ids_that_training_reads():
     ({"boxes": [BOXES[:1]] * 2, "box_labels": [[1]] * 3}, "boxes of 2, box_labels of 3 and crop of 1 examples"),
     ({"boxes_tokens": np.zeros((1, 8), int)}, "belong together, in the place of boxes_tokens")])
 def test_what_is_no_layout_is_refused(given, told):
-    """Mistake: boxes in pixels, of width and height, or without an area, which are ids like any other; a label that says "absent"."""
+    """Mistake: boxes in pixels, of width and height, or without an area, which are ids like any other; a label that says "absent",
+    or a class that the data has not; the images' classes taken for those of boxes that are numbered apart."""
     with pytest.raises(UserError, match=told):
         layouts.layout_tokens(READER, {"boxes": BOXES[:1], "box_labels": [3]} | given)
+    right = {"boxes": [BOXES, BOXES], "box_labels": [[3, 23], [0, 1]]}
+    assert np.array_equal(layouts.layout_tokens(READER, right, 24), layouts.layout_tokens(READER, right))
+    with pytest.raises(UserError, match="box_labels: 24, 40: the model's data has no such class; expected 0 to 23"):
+        layouts.layout_tokens(READER, right | {"box_labels": [[3, 40], [24, 1]]}, 24)
+    for name, classes in (("shapes", 24), ("folder", 0)):
+        experiment = types.SimpleNamespace(facts=types.SimpleNamespace(classes=24))
+        manifest = types.SimpleNamespace(config={"data": {"source": {"name": name}}})
+        assert layouts.classes_of_boxes(types.SimpleNamespace(experiment=experiment, manifest=manifest)) == classes
     for one in ("boxes", "box_labels"):
         with pytest.raises(UserError, match="boxes and box_labels belong together"):
             layouts.layout_tokens(READER, {one: LABELS})
@@ -114,9 +123,11 @@ def test_small_pictures_have_a_size_that_fits(tmp_path):
     assert layouts.drawn(fake(channels=3), (32, 32), {"low_res": (small, small)}, 3)["low_res"].shape == (3, 8, 8, 3)
     for size, files, told in ((None, (odd,), "it is 8x7; this model reads sides that are multiples of 2; nearest: 8x8"),
                               ((32, 32), (full,), "it is 8x32; for --size=32x32 it must be 8x8"),
-                              (None, (small, full), "it is 8x32, and .*8.png is 8x8: pictures of one call are of one size")):
+                              (None, (small, full), "it is 8x32; this model makes images of 32x32 from 8x8, .*--size=32x128")):
         with pytest.raises(UserError, match=f"--low_res=.*{told}"):
             layouts.drawn(fake(), size, {"low_res": files}, 2)
+    with pytest.raises(UserError, match="--depth_image=.*it is 8x32, and .*8.png is 8x8: pictures of one call are of one size"):
+        layouts.drawn(fake(), None, {"depth": (small, full)}, 2)
 
 
 def test_pictures_of_one_call_are_for_images_of_one_size():

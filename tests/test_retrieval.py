@@ -69,6 +69,26 @@ def shown(count: int) -> np.ndarray:
     return np.stack([TEST[i]["image"] for i in range(count)])
 
 
+def test_a_database_is_refused_before_the_work(clip, embedder, tmp_path):
+    """Mistake: a misspelt key passed over in the making of a database, one written to a folder named gs:; other layouts of an embedder."""
+    config = plain(tiny_embedding())
+    for changes, out, words in (({"sed": 1}, tmp_path / "a", "sed"), ({}, "gs://bucket/a", "--out=gs://bucket/a: remote paths")):
+        with pytest.raises(UserError, match=words):
+            embedded.write_database(clip, config | changes, out, 5)
+    for form in ("diffusers", "compvis"):
+        with pytest.raises(UserError, match="an embedder has no layout but our own: export it as a bundle"):
+            publish(embedder, tmp_path / "x.safetensors", form)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_text_lost_is_told(clip, capsys):
+    """Mistake: a long text cut in silence, so that its neighbours are those of its beginning."""
+    clip.texts([TEXTS[0]])
+    assert "too long" not in capsys.readouterr().err
+    clip.texts([TEXTS[0] + " and a small blue cross at the bottom" * 9])
+    assert "too long for the embedder, this was left out: '" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_bundle_is_the_same_embedder(embedder, clip, tmp_path):
     """Mistake: a bundle without its tokenizer, or of another digest than its run's, whose databases it would be refused for."""

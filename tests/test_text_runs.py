@@ -124,6 +124,16 @@ def test_an_encoder_is_that_of_its_folder(trained):
         assert all(np.array_equal(found[f"encoder/{path}"], array) for path, array in tree.items())
 
 
+def test_a_run_that_never_finished_a_save_reads_its_encoder(unstepped, tmp_path):
+    """Mistake: a run that was killed in its first save begins again with an encoder as it was drawn, and keeps that frozen."""
+    section = WORDS | dict(bos=256, eos=257, pad=258, vocabulary=259)
+    tree = encoder_folder(tmp_path / "bert", section)
+    (tmp_path / "run" / "checkpoints" / "1.unfinished").mkdir(parents=True)
+    launch.train(text_config(tmp_path / "bert", dict(name="bytes"), conditioner=section), str(tmp_path / "run"))
+    found = dict(paths(Opened(tmp_path / "run").everything("ema", make_mesh())["conditioner"]))
+    assert all(np.array_equal(found[f"encoder/{path}"], array) for path, array in tree.items())
+
+
 @pytest.mark.parametrize("named, change, match", [
     ("bert", dict(layers=2, width=32), "has width=32, layers=2; to take it write width=16, layers=1 into config.conditioner"),
     ("bert,bert", {}, "2 folders for 1 text encoders"), ("words", {}, "not a folder of diffusers"), ("gone", {}, "no such folder"),
@@ -168,12 +178,15 @@ def test_a_tokenizer_that_is_gone_or_changed_is_told(tmp_path):
 
 
 def test_a_folders_tokenizer_is_copied(tmp_path):
-    """Mistake: a run that needs the folder which its config named; bytes for which files are looked for."""
+    """Mistake: a run that needs the folder which its config named; bytes for which files are looked for; a
+    folder that is emptied before it is copied."""
     vocabulary = clip_folder(tmp_path / "clip", pad="!")
     config = text_config("", dict(name="folder", folder=str(vocabulary)))
     opened = vocabularies.open_tokenizers(config)
     vocabularies.keep(config, opened, tmp_path / "run")
     shutil.rmtree(vocabulary)
+    own = text_config("", dict(name="folder", folder=str(tmp_path / "run" / "tokenizer")))
+    vocabularies.keep(own, opened, tmp_path / "run")
     again = vocabularies.open_tokenizers(config, run=tmp_path / "run")["tokens"]
     assert again == opened["tokens"] and again.kind == "clip" and again.digest == opened["tokens"].digest and again.pad == 0
     config = text_config("", dict(name="bytes"))

@@ -240,10 +240,14 @@ def test_the_command_says_it_all(model, monkeypatch, tmp_path):
     assert page["images"][2] == {"file": "000002.png", "seed": 2, "condition": {"label": None, "prompt": "a (cat:1.5)"},
                                  "negative": {"prompt": "a dog"}}
     assert [image["condition"]["prompt"] for image in page["images"]] == ["a (cat:1.5)", "red dog", "a (cat:1.5)"]
+    assert "unconditional" not in page and "long_prompts" not in page
     assert page["crop"] == [1, 2] and page["init_image"]["file"] == "digit.png" and str(tmp_path) not in text
     for changes, words in (({"sampling": {"guidance": 1.0}}, "--negative_prompt: without classifier-free guidance"),
                            ({"pictures": output.pictures_of(str(tmp_path / "digit.png"), "", 0.5)}, "--mask: this model fills in"),
                            ({"pictures": None}, "image, mask: this model must be told them"),
+                           ({"said": Said(), "pictures": None}, "this model reads --prompt, --init_image, --mask, and is told nothing"),
+                           ({"said": Said(("a cat a dog red",))}, "prompt 'a cat a dog red': .* this would be lost: 'red'"),
+                           ({"said": Said(("a cat",), ("a cat a dog red",))}, "this would be lost: 'red'"),
                            ({"said": Said(depth=(str(tmp_path / "digit.png"),))}, "depth: this model does not read it")):
         with pytest.raises(UserError, match=words):
             output.sample_to(named, dataclasses.replace(request, **changes), str(tmp_path / "out"))

@@ -6,6 +6,7 @@ from absl import flags
 
 from ldm_jax.cli import entry
 from ldm_jax.config_file import config_flag, read_flag
+from ldm_jax.core.errors import UserError
 
 CONFIG = config_flag()
 OUT = flags.DEFINE_string("out", None, "The folder to write, new.", required=True)
@@ -17,6 +18,8 @@ BATCH = flags.DEFINE_integer("batch_size", 0, "Images at a time; 0: config.data.
 
 def main() -> None:
     config = read_flag(CONFIG)
+    if BATCH.value < 0:
+        raise UserError(f"--batch_size={BATCH.value}: expected a whole number of images from 1, or 0 for config.data.batch")
 
     from ldm_jax import encoding
 

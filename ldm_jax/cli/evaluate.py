@@ -45,6 +45,9 @@ def main() -> None:
         if flag.present:
             other = "quality" if likely else "likelihood"
             raise UserError(f"--{flag.name} belongs to --measure={other}; this is --measure={MEASURE.value}")
+    if PICTURE.value and (SCALES.value or GUIDE.value):
+        raise UserError(f"--picture beside --{'scales' if SCALES.value else 'guide'}: a picture shows one way of sampling, with the "
+                        "model's own guidance or --guidance; ask for it in a call of its own")
 
     from ldm_jax import evaluate, pipeline, shapes_tasks, workdir
 
@@ -67,9 +70,9 @@ def main() -> None:
             result = evaluate.sweep(model, request, scales, guide, progress)
         else:
             result = evaluate.evaluate(model, request, progress)
+    print(evaluate.told(result, f"{MODEL.value}: {model.describe()}", OUT.value), flush=True)
     if PICTURE.value:
         shapes_tasks.write_picture(model, request, PICTURE.value, MODEL.value)
-    print(evaluate.told(result, f"{MODEL.value}: {model.describe()}", OUT.value))
 
 
 def _samples():

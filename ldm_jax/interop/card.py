@@ -15,10 +15,13 @@ LAYOUTS = {  # -> (library of the hub's list, how it is loaded)
     "compvis": ("ldm_jax", 'import ldm_jax as ldm\n\nmodel = ldm.load({name})'),
 }
 TASKS = {"autoencoder": ("an autoencoder: images to latents and back", "image-to-image"),
-         "classifier": ("a classifier of noisy latents", "image-classification")}
+         "classifier": ("a classifier of noisy latents", "image-classification"),
+         "embedding": ("an embedder of images and of texts, in one space as CLIP's", "feature-extraction")}
 TOLD = {"class": ("images of a class", "unconditional-image-generation"), "": ("images, told nothing", "unconditional-image-generation"),
         "none": ("images, told nothing", "unconditional-image-generation"), "clip_text": ("images of a text", "text-to-image"),
-        "bert_text": ("images of a text", "text-to-image"), "two_clip_text": ("images of a text", "text-to-image")}
+        "bert_text": ("images of a text", "text-to-image"), "two_clip_text": ("images of a text", "text-to-image"),
+        "tokens": ("images of given embeddings, as of a picture's neighbours", "image-to-image"),
+        "layout": ("images of a layout of boxes", "unconditional-image-generation")}
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
 
 
@@ -42,6 +45,7 @@ def model_card(manifest: Manifest, *, name: str, layout: str = "bundle", origin:
     if not name or "/" in name or not (name + origin).isprintable():
         raise ValueError(f"a card of {name!r}, {origin!r}")
     library, code = LAYOUTS[layout]
+    code = code.replace("ldm.load(", "ldm.load_clip(") if manifest.task == "embedding" else code
     what, tag = _what(manifest)
     lines = ["---", f"library_name: {library}", f"pipeline_tag: {tag}"]
     lines += [f"license: {license}"] if license else []
@@ -58,7 +62,7 @@ def _what(manifest: Manifest) -> tuple[str, str]:
     if manifest.task in TASKS:
         return TASKS[manifest.task]
     conditioner = manifest.config.get("conditioner") or {}
-    names = [part.get("name", "") for part in conditioner.get("parts", (conditioner,))]
+    names = ["layout" if part.get("reads") == "boxes_tokens" else part.get("name", "") for part in conditioner.get("parts", (conditioner,))]
     told, tag = next((TOLD[name] for name in names if name in TOLD), ("images of an image", "image-to-image"))
     if {"inpainting", "depth", "low_resolution", "semantic_map"} & set(names) and "text" in tag:
         told, tag = f"{told} and an image", "image-to-image"

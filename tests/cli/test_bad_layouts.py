@@ -38,7 +38,7 @@ BAD = {
     "box without area": ({"boxes": "flat.json"}, ["boxes[0][0]=(0.5, 0.0, 0.5, 1.0): it has no area"]),
     "mask of another size": ({"mask": "tiny.png"}, ["--mask=", "tiny.png: it is 4x4; this model makes images of 16x16"]),
     "mask that is soft": ({"mask": "soft.png"}, ["--mask=", "256 of 256 pixels (1 of all) are grey; expected black"]),
-    "small picture of another size": ({"low_res": "large.png"}, ["low_res for 32x32", "map for 16x16", "images of one size"]),
+    "small picture of another size": ({"low_res": "large.png"}, ["large.png: it is 32x32; this model makes images of 16x16 from 16x16"]),
     "no map": ({"map": None}, ["map: this model must be told it", "--map to sample.py"]),
     "no small picture": ({"low_res": None}, ["low_res: this model must be told it", "--low_res to sample.py"]),
     "no mask": ({"mask": None}, ["--init_image: give --strength too", "or a --mask"]),

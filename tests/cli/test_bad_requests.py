@@ -35,6 +35,9 @@ SAMPLE_FLAGS = {  # refused from the flags alone
     "unknown weights": (["--weights=best"], ["--weights=best", "<ema|raw>"]),
     "unknown flag": (["--step=5"], ["Unknown command line flag 'step'. Did you mean: steps"]),
     "positional leftover": (["samples"], ["'samples': not a flag"]),
+    "empty prompt": (["--prompt="], ["--prompt='': an empty text"]),
+    "blank text": (["--neighbours_of_prompt= "], ["--neighbours_of_prompt=' ': an empty text"]),
+    "neighbours of nothing": (["--k=0"], ["--k belongs to --neighbours_of_prompt"]),
     "neighbours without an embedder": (["--neighbours_of_prompt=a"], ["--neighbours_of_prompt: give --embedder too"]),
     "neighbours and variations": (["--variation_of=a.png", "--neighbours_of_image=a.png", "--embedder=e"], ["expected one of them"]),
     "no model": (["--model="], ["--model is missing"]),
@@ -56,6 +59,8 @@ SAMPLE = {  # refused by the model
     "size that does not fit": (["--size=36x32"], ["multiples of 8; nearest: 32x32"]),
     "handover without a refiner": (["--handover=0.5"], ["handover: there is no refiner"]),
     "tile of nothing": (["--tile=0"], ["tile=0: expected the side of a tile in latents"]),
+    "told nothing": (["--labels="], ["this model reads --labels, and is told nothing; say it, or --unconditional"]),
+    "told and not": (["--unconditional"], ["--unconditional: and the model is told --labels"]),
     "unknown grid": (["--grid=even"], ["grid.name='even': expected one of"]),
 }
 
@@ -70,7 +75,7 @@ def test_sampling_refuses_flags(what, command, tmp_path):
 @pytest.mark.parametrize("what", SAMPLE)
 def test_sampling_refuses_what_the_model_cannot_do(what, command, trained_ldm, tmp_path):
     flags, words = SAMPLE[what]
-    command("sample.py", f"--model={trained_ldm}", f"--out={tmp_path / 'out'}", *flags).refused(*words)
+    command("sample.py", f"--model={trained_ldm}", f"--out={tmp_path / 'out'}", "--labels=1", *flags).refused(*words)
     assert not (tmp_path / "out").exists()
 
 
@@ -78,7 +83,7 @@ def test_a_soft_mask_is_refused(command, trained_ldm, tmp_path):
     """Catches a JPEG's grey edges cut at a half where nobody said so (the other pictures: test_bad_layouts.py)."""
     for name, grey in (("picture", 0), ("mask", 99)):
         Image.fromarray(np.full((32, 32), grey, np.uint8)).save(tmp_path / f"{name}.png")
-    flags = [f"--init_image={tmp_path / 'picture.png'}", f"--mask={tmp_path / 'mask.png'}", f"--out={tmp_path / 'out'}"]
+    flags = [f"--init_image={tmp_path / 'picture.png'}", f"--mask={tmp_path / 'mask.png'}", "--labels=1", f"--out={tmp_path / 'out'}"]
     command("sample.py", f"--model={trained_ldm}", *flags).refused("1024 of 1024 pixels (1 of all) are grey; expected black")
     assert not (tmp_path / "out").exists()
 
@@ -117,7 +122,7 @@ def test_a_workdir_of_another_run_is_refused_and_kept(command, configs, trained_
     arguments = ["train.py", f"--config={configs['autoencoder']}", f"--workdir={trained_autoencoder}"]
     command(*arguments, "--config.seed=3", "--config.model.width=16").refused(
         "holds a run of another config", "config.model.width: 8, now 16", "config.seed: 0, now 3",
-        "Only config.run and config.data.cache may change")
+        "Only config.run, config.data.cache and config.text_encoders may change")
     assert snapshot(trained_autoencoder) == before
 
 
@@ -196,6 +201,7 @@ LIKELIHOOD = {  # refused from the flags alone
     "one probe": (["--measure=likelihood", "--ode_probes=1"], ["--ode_probes=1: expected at least 2"]),
     "unknown measure": (["--measure=bits"], ["--measure=bits", "<quality|likelihood>"]),
     "guided likelihood": (["--measure=likelihood", "--guidance=2"], ["--guidance belongs to --measure=quality"]),
+    "picture of a sweep": (["--picture=x.png", "--scales=1,2"], ["--picture beside --scales: a picture shows one way of sampling"]),
     "times of samples": (["--likelihood_times=8"], ["--likelihood_times belongs to --measure=likelihood"]),
 }
 
@@ -205,6 +211,12 @@ def test_a_likelihood_is_refused(what, command):
     """Catches a flag of the other measure that is passed over: a guided likelihood is none."""
     flags, words = LIKELIHOOD[what]
     command("-m", "ldm_jax.cli.evaluate", "--model=/nowhere", *flags).refused(*words)
+
+
+def test_a_cache_of_negative_batches(command, configs, tmp_path):
+    """Catches a batch below 0 that is read as another number."""
+    done = command("-m", "ldm_jax.cli.encode", f"--config={configs['ldm']}", f"--out={tmp_path / 'cache'}", "--batch_size=-1")
+    done.refused("--batch_size=-1: expected a whole number of images from 1, or 0 for config.data.batch")
 
 
 CONVERT = {

@@ -15,7 +15,7 @@ COMMANDS = {
     "train.py": ("config", "workdir", "dry_run", "coordinator", "debug"),
     "sample.py": ("model", "out", "num_samples", "seed", "labels", "sampler", "grid", "steps", "guidance", "negative_labels",
                   "guide", "threshold", "init_image", "mask", "strength", "size", "tile", "decode_batch", "dtype", "refiner", "handover",
-                  "weights", "batch_size", "rounding", "coordinator", "debug"),
+                  "unconditional", "weights", "batch_size", "rounding", "coordinator", "debug"),
     "ldm_jax.cli.evaluate": ("model", "out", "num_samples", "seed", "sampler", "steps", "guidance", "guide", "scales", "weights",
                              "batch_size", "debug", "measure", "likelihood_times", "posterior_variance", "images", "ode_images",
                              "ode_steps", "ode_probes", "picture"),

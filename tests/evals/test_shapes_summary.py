@@ -147,6 +147,11 @@ def test_what_cannot_be_measured_is_refused(told, tmp_path):
     cropped = ({"name": "crop_resize", "crop": "centre", "filter": "bicubic", "enlarge": True},)
     with pytest.raises(UserError, match="as the world draws them"):
         shapes_tasks.evaluate(Stand(resolution=48, transforms=cropped), Request(2))
+    small = Stand(source={"name": "shapes", "resolution": 32, "records": 40, "world": 0})
+    held = shapes_tasks.default_number(small)
+    assert 0 < held < 64 == shapes_tasks.default_number(Stand())
+    with pytest.raises(UserError, match=f"--num_samples=64: .* the test split has {held}"):
+        shapes_tasks.evaluate(small, Request(64))
     for path in (tmp_path, tmp_path / "none" / "x.png", tmp_path / "x.jpeg"):
         with pytest.raises(UserError, match="a .png file"):
             shapes_tasks.check_picture(str(path))

@@ -52,6 +52,20 @@ def test_a_first_stage_and_models_in_pixels():
     assert set(LAYOUTS) == {"bundle", "diffusers", "diffusers-component", "compvis"}
 
 
+def test_what_is_told_and_what_tells():
+    """Catches an embedder that is a diffusion model, layouts that are texts, and neighbours that are an image."""
+    def card(task="diffusion", **conditioner):
+        return model_card(dataclasses.replace(MANIFEST, task=task, config={"conditioner": conditioner}), name="x")
+
+    text = card("embedding")
+    assert "This is an embedder of images and of texts" in text and 'ldm.load_clip("x")' in text and "ldm.load(" not in text
+    assert "makes images of given embeddings" in card(name="tokens")
+    layout = dict(name="bert_text", reads="boxes_tokens")
+    for text in (card(**layout), card(name="several", parts=[layout])):
+        assert "makes images of a layout of boxes" in text and head(text)["pipeline_tag"] != "text-to-image"
+    assert "images of a text" in card(name="bert_text", reads="tokens")
+
+
 @pytest.mark.parametrize("change", [{"license": "mit\nevil: 1"}, {"license": "My License"}])
 def test_a_license_is_one_word(change):
     """Catches lines that are smuggled into the head of the page."""
