@@ -7,7 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
+from configs import base
 from ldm_jax import embedded
+from ldm_jax.config_file import plain
 from ldm_jax.core.errors import UserError
 from ldm_jax.data import neighbours
 from ldm_jax.data.batches import fingerprint, in_order, stream
@@ -15,7 +17,8 @@ from ldm_jax.data.neighbours import open_database, search
 from ldm_jax.data.neighbours_field import Neighbours, OwnEmbedding
 from ldm_jax.data.shapes_world import Shapes
 
-CONFIG = {"data": {"source": {"name": "shapes", "resolution": 8, "records": 40}, "transforms": (), "resolution": 8}}
+CONFIG = plain(base.embedding())
+CONFIG |= {"data": CONFIG["data"] | {"source": {"name": "shapes", "resolution": 8, "records": 40}, "transforms": (), "resolution": 8}}
 TRAIN, TEST = Shapes("train", 8, 40), Shapes("test", 8, 40)
 K = 5
 
