@@ -2,7 +2,7 @@
 
 Result: of 128 held-out pictures and captions, 60 % find their own, both ways meaned. Of the four nearest training pictures of a held-out
 one, 97 % have as many things, 32 % the same shapes and colours (51 % where there is one thing; by chance 1 %).
-600 steps, about 0.3 s of one core's time each (3 min), in 31 min on 2 CPU cores that much other work shared, 2026-11-20, jax 0.10.2.
+600 steps, 31 min on 2 CPU cores that much other work shared, 2026-11-20, jax 0.10.2.
 Command: python train.py --config=configs/demo/embedding.py --workdir=runs/shapes/embedding
 """
 
